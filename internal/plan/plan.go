@@ -29,6 +29,7 @@ const (
 	KindHook       Kind = "hooks"
 	KindRemote     Kind = "remotes"
 	KindLocal      Kind = "locals"
+	KindProblem    Kind = "problems"
 )
 
 // Kinds lists every kind: referents before what refers to them.
@@ -36,6 +37,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindSysctl, KindOverlay, KindRule, KindPodLink, KindNeighbour, KindRoute,
 		KindMasquerade, KindHostPort, KindSettings, KindHook, KindRemote, KindLocal,
+		KindProblem,
 	}
 }
 

@@ -296,3 +296,16 @@ func (l *Local) Key() Key { return Key{KindLocal, l.HostIf} }
 func (l *Local) String() string {
 	return text(l.HostIf, "id", l.By.Name, "mac", l.MAC.String(), list("addr", l.Addrs), flag("shaped", l.Shaped))
 }
+
+// Problem says why an intent object, though valid by itself, leads to nothing: no driver applies it,
+// its status is always Error, and so it is seen where people look.
+type Problem struct {
+	By
+	Name   string // unique for the owner
+	Reason string // a sentence that names the object and the field
+}
+
+// Key implements Row.
+func (p *Problem) Key() Key { return Key{KindProblem, p.By.String() + "/" + p.Name} }
+
+func (p *Problem) String() string { return p.Name + ": " + p.Reason }
