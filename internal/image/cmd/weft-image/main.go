@@ -1,0 +1,63 @@
+// Command weft-image packs weft and weft-cni into an OCI archive. It builds neither, and needs no container
+// engine; `make image` calls it for each architecture.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"weft/internal/image"
+)
+
+// limit is the largest archive that weft promises, in bytes.
+const limit = 45 << 20
+
+func main() {
+	name := flag.String("name", "localhost/weft:dev", "the image's `reference`")
+	arch := flag.String("arch", "amd64", "architecture of the programs, as `GOARCH`")
+	from := flag.String("from", "bin", "`directory` with the programs weft and weft-cni")
+	out := flag.String("o", "", "archive to write")
+	flag.Parse()
+	if err := run(*name, *arch, *from, *out); err != nil {
+		fmt.Fprintf(os.Stderr, "weft-image: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(name, arch, from, out string) error {
+	if out == "" {
+		return fmt.Errorf("-o: the archive to write is missing")
+	}
+	l := image.NewLayer()
+	for _, p := range []string{"weft", "weft-cni"} {
+		l.File("/usr/bin/"+p, 0o755, filepath.Join(from, p))
+	}
+	f, err := os.CreateTemp(filepath.Dir(out), ".weft-image-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	err = image.Write(f, image.Image{
+		Names: []string{name}, Arch: arch, Layers: []*image.Layer{l},
+		Entrypoint: []string{"/usr/bin/weft"}, Cmd: []string{"agent", "--config", "/etc/weft/config.yaml"},
+		Labels: map[string]string{"org.opencontainers.image.title": "weft", "org.opencontainers.image.licenses": "Apache-2.0"},
+	})
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() > limit {
+		return fmt.Errorf("%s has %d bytes, more than the %d allowed", out, st.Size(), limit)
+	}
+	if err := f.Chmod(0o644); err != nil {
+		return err
+	}
+	fmt.Printf("%s  %s  %.1f MB\n", out, name, float64(st.Size())/(1<<20))
+	return os.Rename(f.Name(), out)
+}
