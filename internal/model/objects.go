@@ -79,8 +79,9 @@ type Pod struct {
 	PodRef
 	Node        string // node it is bound to, "" while pending
 	HostNetwork bool
+	Finished    bool // phase Succeeded or Failed: it runs no more and its addresses are free
 	Labels      map[string]string
-	Addrs       []netip.Addr // status.podIPs
+	Addrs       []netip.Addr // status.podIPs; none of a finished pod
 	// Of annotations, nil or zero where absent. A malformed annotation is in Problem.
 	WantAddrs []netip.Addr // weft.io/ips: requested addresses, at most one a family
 	WantMAC   MAC          // weft.io/mac

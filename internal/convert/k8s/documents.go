@@ -1,0 +1,129 @@
+package k8s
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Document is one object of a file.
+type Document struct {
+	Item
+	Line int // of the file, counted from 1, where the object's document begins
+}
+
+// Object converts one JSON or YAML document with one object in it.
+func Object(raw []byte) Item {
+	docs := Documents(raw)
+	switch {
+	case len(docs) == 0:
+		return Item{Err: errors.New("no object in the document")}
+	case len(docs) > 1:
+		return Item{Err: fmt.Errorf("%d objects in the document, want one", len(docs))}
+	}
+	return docs[0].Item
+}
+
+// Documents converts every object of a file: YAML documents separated by "---" or JSON; a List
+// counts as its items, empty documents as nothing.
+func Documents(raw []byte) []Document {
+	var out []Document
+	for _, part := range split(raw) {
+		data, err := yaml.YAMLToJSONStrict(part.data)
+		switch {
+		case err != nil:
+			out = append(out, Document{Item: Item{Err: tidy(err, part.line)}, Line: part.line})
+		case string(data) != "null":
+			out = append(out, expand(data, part.line)...)
+		}
+	}
+	return out
+}
+
+// expand converts an object, or the items of a list.
+func expand(data []byte, line int) []Document {
+	var list struct {
+		Type
+		Items []json.RawMessage `json:"items"`
+	}
+	// An error here is found again, and explained, by FromJSON.
+	if json.Unmarshal(data, &list) != nil || !strings.HasSuffix(list.Kind, "List") {
+		return []Document{{Item: FromJSON(data, Type{}), Line: line}}
+	}
+	of := Type{list.APIVersion, strings.TrimSuffix(list.Kind, "List")}
+	if of.Kind != "" && of.make() == nil {
+		return []Document{{Item: Item{Type: list.Type, Err: unsupported(list.Type)}, Line: line}}
+	}
+	var out []Document
+	for i, raw := range list.Items {
+		item := FromJSON(raw, of)
+		if item.Err != nil && item.Object == nil {
+			item.Err = fmt.Errorf("items[%d]: %w", i, item.Err)
+		}
+		out = append(out, Document{Item: item, Line: line})
+	}
+	return out
+}
+
+// part is one document of a YAML stream.
+type part struct {
+	data []byte
+	line int
+}
+
+// split cuts a YAML stream at its "---" lines. Leading blank and comment lines are not counted to a document.
+func split(raw []byte) []part {
+	var out []part
+	start, line, begin := 0, 1, 1
+	flush := func(end int) {
+		data := raw[start:end]
+		first := begin
+		for len(data) > 0 {
+			head, rest, found := bytes.Cut(data, []byte("\n"))
+			if t := bytes.TrimSpace(head); found && (len(t) == 0 || t[0] == '#') {
+				data, first = rest, first+1
+				continue
+			}
+			break
+		}
+		if len(bytes.TrimSpace(data)) > 0 {
+			out = append(out, part{data, first})
+		}
+	}
+	for pos := 0; pos < len(raw); line++ {
+		end := len(raw)
+		if i := bytes.IndexByte(raw[pos:], '\n'); i >= 0 {
+			end = pos + i + 1
+		}
+		if separator(raw[pos:end]) {
+			flush(pos)
+			start, begin = end, line+1
+		}
+		pos = end
+	}
+	flush(len(raw))
+	return out
+}
+
+// separator reports whether a line begins a new document.
+func separator(line []byte) bool {
+	rest, ok := bytes.CutPrefix(line, []byte("---"))
+	if !ok {
+		return false
+	}
+	rest = bytes.TrimSpace(rest)
+	return len(rest) == 0 || rest[0] == '#'
+}
+
+// tidy drops the library's prefixes. Its line numbers are relative to the document; the error says so.
+func tidy(err error, line int) error {
+	msg := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
+	if line == 1 {
+		return fmt.Errorf("not YAML: %s", strings.TrimPrefix(msg, "yaml: "))
+	}
+	return fmt.Errorf("not YAML: in the document that begins at line %d: %s", line, strings.TrimPrefix(msg, "yaml: "))
+}
