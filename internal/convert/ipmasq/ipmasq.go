@@ -33,7 +33,7 @@ func Parse(raw []byte) (model.Masquerade, error) {
 	var f file
 	data, err := yaml.YAMLToJSONStrict(raw)
 	if err != nil {
-		return model.Masquerade{}, fmt.Errorf("ip-masq-agent file: not YAML: %s", strings.TrimPrefix(err.Error(), "error converting YAML to JSON: yaml: "))
+		return model.Masquerade{}, fmt.Errorf("ip-masq-agent file: not YAML: %s", strings.TrimPrefix(strings.TrimPrefix(err.Error(), "error converting YAML to JSON: "), "yaml: "))
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
