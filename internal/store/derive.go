@@ -12,8 +12,8 @@ import (
 type Compiler struct {
 	// Dirty names the keys whose rows a change of these objects may alter.
 	Dirty func(snap model.Snapshot, changed []model.Key) []model.Key
-	// Compile returns all rows that the key owns now; none if the object is gone.
-	Compile func(snap model.Snapshot, key model.Key) []plan.Row
+	// Compile returns the function that gives all rows that a key owns in snap; none if the object is gone.
+	Compile func(snap model.Snapshot) func(key model.Key) []plan.Row
 }
 
 // Derive keeps the plan in step with the intent until ctx ends. Its work is proportional to what changed.
@@ -38,10 +38,10 @@ func (s *Store) Derive(ctx context.Context, c Compiler) error {
 		}
 		if len(changed) > 0 {
 			snap := snapshot{s, rtxn}
-			rows := map[model.Key][]plan.Row{}
+			rows, compile := map[model.Key][]plan.Row{}, c.Compile(snap)
 			for _, k := range c.Dirty(snap, changed) {
 				if _, done := rows[k]; !done {
-					rows[k] = c.Compile(snap, k)
+					rows[k] = compile(k)
 				}
 			}
 			s.SetRows(rows)

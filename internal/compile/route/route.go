@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"weft/internal/model"
 	"weft/internal/netset"
@@ -174,9 +175,7 @@ func (d *dirt) add(k model.Key) {
 			d.everything()
 		}
 		d.keys = append(d.keys, k, model.ConfigKey())
-		if d.s.Get(model.PathMTUKey(k.Name)) != nil || d.l.underlay != nil && d.l.underlay.MTU > plainMTU {
-			d.endpoints()
-		}
+		d.endpoints() // their narrow routes; the rows of most stay as they are
 	case model.KindPathMTU:
 		d.keys = append(d.keys, model.NodeKey(k.Name))
 		d.endpoints()
@@ -222,21 +221,24 @@ func (d *dirt) everything() {
 	d.endpoints()
 }
 
-// Compile returns the rows that the object of the key causes.
-func Compile(s model.Snapshot, k model.Key) []plan.Row {
+// Compile returns the function that gives the rows of a key. What all keys of a snapshot share is worked out once.
+func Compile(s model.Snapshot) func(model.Key) []plan.Row {
 	l := findLocal(s)
-	switch k.Kind {
-	case model.KindConfig:
-		return l.compileNode(s)
-	case model.KindNode:
-		if n := model.Get[*model.Node](s, k); n != nil && l.missing == "" && n.Name != l.node.Name {
-			return l.compilePeer(s, n)
+	narrow := sync.OnceValue(func() []plan.RouteMTU { return l.narrow(s) })
+	return func(k model.Key) []plan.Row {
+		switch k.Kind {
+		case model.KindConfig:
+			return l.compileNode(s)
+		case model.KindNode:
+			if n := model.Get[*model.Node](s, k); n != nil && l.missing == "" && n.Name != l.node.Name {
+				return l.compilePeer(s, n)
+			}
+		case model.KindEndpoint:
+			if e := model.Get[*model.Endpoint](s, k); e != nil && l.missing == "" {
+				return l.compileEndpoint(s, e, narrow())
+			}
+		default: // owns no rows
 		}
-	case model.KindEndpoint:
-		if e := model.Get[*model.Endpoint](s, k); e != nil && l.missing == "" {
-			return l.compileEndpoint(s, e)
-		}
-	default: // owns no rows
+		return nil
 	}
-	return nil
 }

@@ -154,11 +154,11 @@ func (l local) route(by plan.By, n *model.Node, dst netip.Prefix, p peer) *plan.
 }
 
 // compileEndpoint returns the rows of one pod interface.
-func (l local) compileEndpoint(s model.Snapshot, e *model.Endpoint) []plan.Row {
+func (l local) compileEndpoint(s model.Snapshot, e *model.Endpoint, narrow []plan.RouteMTU) []plan.Row {
 	by := plan.By{Key: e.Key()}
 	link := &plan.PodLink{
 		By: by, HostIf: e.HostIf, Netns: e.Netns, IfName: e.IfName, MAC: e.MAC, MTU: l.linkMTU(),
-		Addrs: e.Addrs, Narrow: l.narrow(s), Ingress: e.Ingress, Egress: e.Egress,
+		Addrs: e.Addrs, Narrow: narrow, Ingress: e.Ingress, Egress: e.Egress,
 	}
 	if pod := model.Get[*model.Pod](s, model.PodKey(e.Pod.Namespace, e.Pod.Name)); pod != nil && (e.Pod.UID == "" || pod.UID == "" || e.Pod.UID == pod.UID) {
 		if pod.Ingress != nil {
@@ -202,7 +202,9 @@ func (l local) narrow(s model.Snapshot) []plan.RouteMTU {
 			continue
 		}
 		for _, dst := range own(l.cfg, n) {
-			out = append(out, plan.RouteMTU{Dst: dst, MTU: p.mtu})
+			if !l.clash(dst).IsValid() {
+				out = append(out, plan.RouteMTU{Dst: dst, MTU: p.mtu})
+			}
 		}
 		for _, a := range n.Addrs {
 			out = append(out, plan.RouteMTU{Dst: netset.Host(a), MTU: p.mtu})
