@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"context"
+	"encoding/json"
+	"time"
+)
 
 // Methods of the agent beside CNI's.
 const (
@@ -66,4 +70,17 @@ type Incident struct {
 	First  time.Time `json:"first"`
 	Last   time.Time `json:"last"`
 	Count  int       `json:"count"`
+}
+
+// StreamFunc adapts a function with one typed parameter and any number of results to a Handler.
+func StreamFunc[P any](f func(ctx context.Context, p P, send func(any) error) error) Handler {
+	return func(ctx context.Context, params json.RawMessage, send func(any) error) error {
+		var p P
+		if len(params) > 0 {
+			if err := json.Unmarshal(params, &p); err != nil {
+				return Errorf(CodeDecode, "parameters: %v", err)
+			}
+		}
+		return f(ctx, p, send)
+	}
 }

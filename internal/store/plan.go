@@ -286,6 +286,12 @@ func (s *Store) Watch() (intent, rows <-chan struct{}) {
 	return intent, rows
 }
 
+// WatchKind returns a channel that is closed when intent of the kind changes.
+func (s *Store) WatchKind(kind model.Kind) <-chan struct{} {
+	_, changed := s.intent.PrefixWatch(s.db.ReadTxn(), intentIndex().Query(index.String(string(kind)+"\x00")))
+	return changed
+}
+
 // WaitDone returns nil once the plan follows the owner's intent and all of its rows, at least one, are Done.
 // At the end of ctx the error is that of the first row that is not.
 func (s *Store) WaitDone(ctx context.Context, owner model.Key) error {

@@ -1,0 +1,187 @@
+// Package agent is the node daemon: it wires sources, store, compilers, drivers and
+// servers by hand, in the order in which data flows.
+//
+// It decides nothing itself: whoever reads Run knows the whole agent. When it ends, it leaves the
+// network as it is; the next agent adopts it.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"weft/internal/api"
+	"weft/internal/compile/route"
+	"weft/internal/datapath/ebpf"
+	"weft/internal/datapath/linux"
+	"weft/internal/datapath/nft"
+	"weft/internal/model"
+	"weft/internal/plan"
+	"weft/internal/reconcile"
+	"weft/internal/run"
+	"weft/internal/source/cni"
+	"weft/internal/store"
+)
+
+// Agent is one running daemon. Make it with Run.
+type Agent struct {
+	cfg     model.Config
+	version string
+	started time.Time
+	clock   run.Clock
+	log     *slog.Logger
+	metrics metrics
+
+	store     *store.Store
+	loop      *reconcile.Loop
+	group     *run.Group
+	incidents *incidents
+	features  *store.Writer
+	linux     *linux.Driver
+	nft       *nft.Driver
+	ebpf      *ebpf.Driver
+	cni       *cni.Source
+	ready     chan struct{} // closed when the agent can serve pods for the first time
+
+	mu       sync.Mutex
+	findings []string // guarded by mu: what is wrong on the host now
+}
+
+// Run is the daemon. It returns when ctx ends, with nil, or when the agent cannot start.
+func Run(ctx context.Context, cfg model.Config, version string, logTo io.Writer) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		return fmt.Errorf("logLevel: %w", err)
+	}
+	log := slog.New(slog.NewTextHandler(logTo, &slog.HandlerOptions{Level: level}))
+	unlock, err := api.Lock(cfg.Paths.Run)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a := &Agent{
+		cfg: cfg, version: version, clock: run.System(), started: time.Now(), log: log,
+		metrics: newMetrics(), ready: make(chan struct{}),
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.group = run.NewGroup(ctx, log)
+	if a.store, err = store.New(a.clock); err != nil {
+		return err
+	}
+	a.features = a.store.Writer("kernel")
+	a.incidents = newIncidents(a.store.Writer("host"), a.clock, log)
+	if err := a.openDrivers(); err != nil {
+		return err
+	}
+	a.loop = reconcile.New(a.store, a.clock, log, a.stages()...)
+	log.Info("weft agent starts", "version", version, "node", cfg.NodeName, "backend", cfg.Backend.Type, "source", cfg.Source.Type)
+	if err := a.start(ctx); err != nil {
+		cancel()
+		a.group.Wait()
+		return err
+	}
+	<-ctx.Done()
+	a.group.Wait()
+	log.Info("weft agent ends; the network stays as it is")
+	return errors.Join(a.cni.Close(), a.store.Close())
+}
+
+func (a *Agent) openDrivers() (err error) {
+	if a.linux, err = linux.New(a.log.With("driver", "linux")); err != nil {
+		return fmt.Errorf("open the netlink driver: %w", err)
+	}
+	if a.nft, err = nft.New(a.log.With("driver", "nft")); err != nil {
+		return fmt.Errorf("open the nftables driver: %w", err)
+	}
+	if a.ebpf, err = ebpf.New(a.cfg.Paths.BPF, a.log.With("driver", "ebpf")); err != nil {
+		return fmt.Errorf("open the eBPF driver: %w", err)
+	}
+	return nil
+}
+
+// stages are the drivers in the order in which new rows are applied.
+func (a *Agent) stages() []reconcile.Stage {
+	return []reconcile.Stage{
+		{Name: "linux", Driver: a.linux, Kinds: []plan.Kind{
+			plan.KindSysctl, plan.KindOverlay, plan.KindRule, plan.KindPodLink, plan.KindNeighbour, plan.KindRoute,
+		}},
+		{Name: "nft", Driver: a.nft, Kinds: []plan.Kind{plan.KindMasquerade, plan.KindHostPort}},
+		{Name: "ebpf", Driver: a.ebpf, Kinds: []plan.Kind{plan.KindSettings, plan.KindHook, plan.KindRemote, plan.KindLocal}},
+	}
+}
+
+// start starts everything, in flow order: sources, compilers, drivers, servers.
+func (a *Agent) start(ctx context.Context) error {
+	if err := a.startSources(ctx); err != nil {
+		return err
+	}
+	a.store.Seal()
+	a.group.Go("derive", func(ctx context.Context) error {
+		return a.store.Derive(ctx, store.Compiler{Dirty: route.Dirty, Compile: route.Compile})
+	})
+	a.group.Go("reconcile", a.loop.Run)
+	a.group.Go("watch linux", func(ctx context.Context) error { return a.linux.Watch(ctx, a.repair) })
+	a.group.Go("watch nft", func(ctx context.Context) error { return a.nft.Watch(ctx, a.repair) })
+	a.group.Go("watch ebpf", func(ctx context.Context) error { return a.ebpf.Watch(ctx, a.repair) })
+	a.group.Go("examine", a.examine)
+	a.group.Go("http", a.serveHTTP)
+	a.group.Go("ready", a.becomeReady)
+	return a.serveSocket()
+}
+
+// repair is called by a driver that sees a row of ours changed by somebody else.
+func (a *Agent) repair(k plan.Key, what string) {
+	if len(a.store.Again(k)) > 0 {
+		a.incidents.add(what, "restored")
+	}
+}
+
+// serveSocket starts the agent's own API.
+func (a *Agent) serveSocket() error {
+	srv := api.NewServer()
+	a.cni.Register(srv)
+	srv.Handle(api.MethodShow, api.StreamFunc(a.show))
+	srv.Handle(api.MethodStatus, api.Func(func(context.Context, struct{}) (api.Status, error) { return a.status(), nil }))
+	srv.Handle(api.MethodDoctor, api.Func(func(context.Context, struct{}) (api.Doctor, error) { return a.doctor(), nil }))
+	l, err := api.Listen(socketPath(a.cfg))
+	if err != nil {
+		return err
+	}
+	a.group.Go("socket", func(ctx context.Context) error { return srv.Serve(ctx, l) })
+	return nil
+}
+
+func socketPath(cfg model.Config) string { return cfg.Paths.Run + "/weft.sock" }
+
+// becomeReady waits until the agent can serve pods, says so, and installs the plugin: kubelet starts pods as
+// soon as it sees the configuration.
+func (a *Agent) becomeReady(ctx context.Context) error {
+	swept, complete := a.loop.Swept(), a.store.Complete()
+	for {
+		intent, rows := a.store.Watch()
+		if len(a.waiting()) == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-intent:
+		case <-rows:
+		case <-swept:
+			swept = nil // closed for good
+		case <-complete:
+			complete = nil
+		}
+	}
+	if err := a.installPlugin(); err != nil {
+		return err
+	}
+	close(a.ready)
+	a.log.Info("ready: pods can be served", "after", time.Since(a.started).Round(time.Millisecond))
+	return nil
+}

@@ -1,0 +1,275 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"weft/internal/compile/route"
+	"weft/internal/convert/ipmasq"
+	"weft/internal/mesh"
+	"weft/internal/model"
+	"weft/internal/source/cache"
+	"weft/internal/source/cni"
+	"weft/internal/source/file"
+	"weft/internal/source/kube"
+	"weft/internal/store"
+)
+
+// watched are the kinds that come from the cluster. Services and EndpointSlices are watched once something uses them.
+func watched() []model.Kind { return []model.Kind{model.KindNode, model.KindPod} }
+
+// startSources starts everything that writes intent.
+func (a *Agent) startSources(ctx context.Context) error {
+	if err := a.startConfig(); err != nil {
+		return err
+	}
+	a.startDevices()
+	for _, f := range slices.Concat(a.ebpf.Features(), a.nft.Features()) {
+		a.features.Upsert(&f)
+	}
+	a.features.Complete()
+	a.incidents.w.Complete()
+	if err := a.startCNI(ctx); err != nil {
+		return err
+	}
+	paths := a.store.Writer("mesh")
+	paths.Complete() // what is measured comes later and is never complete
+	m := mesh.New(a.cfg, paths, a.log)
+	a.group.Go("mesh", m.Run)
+	a.group.Go("follow", func(ctx context.Context) error { return a.follow(ctx, m) })
+	return a.startCluster()
+}
+
+// startConfig writes the configuration and follows the ip-masq-agent file.
+func (a *Agent) startConfig() error {
+	w := a.store.Writer("config")
+	w.Upsert(&a.cfg)
+	w.Complete()
+	name := a.cfg.Masquerade.ConfigFile
+	if name == "" || name == "off" {
+		return nil
+	}
+	a.group.Go("ip-masq file", func(ctx context.Context) error {
+		return watchFile(ctx, name, func() { w.Upsert(a.withMasqFile(name)) })
+	})
+	return nil
+}
+
+// withMasqFile is the configuration with what the ip-masq-agent file says; as it is if there is none. A broken file
+// changes nothing: masquerading pods that must not be, or the other way round, would be worse than yesterday's file.
+func (a *Agent) withMasqFile(name string) *model.Config {
+	cfg := a.cfg
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &cfg
+	}
+	var m model.Masquerade
+	if err == nil {
+		m, err = ipmasq.Parse(b)
+	}
+	if err != nil {
+		a.incidents.add(fmt.Sprintf("%s: %v", name, err), "ignored: what was in force stays")
+		if last := model.Get[*model.Config](a.store.Snapshot(), model.ConfigKey()); last != nil {
+			return last
+		}
+		return &cfg
+	}
+	cfg.Masquerade.NonMasqueradeCIDRs, cfg.Masquerade.MasqLinkLocal = m.NonMasqueradeCIDRs, m.MasqLinkLocal
+	return &cfg
+}
+
+// watchFile calls changed now and whenever the file may have changed, also where its directory is a mounted
+// ConfigMap whose ..data link is swapped. While the directory does not exist it looks again every minute.
+func watchFile(ctx context.Context, name string, changed func()) error {
+	dir := filepath.Dir(name)
+	for {
+		if err := watchDir(ctx, dir, changed); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("watch %s: %w", dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Minute):
+		}
+	}
+}
+
+func watchDir(ctx context.Context, dir string, changed func()) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if err := w.Add(dir); err != nil {
+		return err
+	}
+	for {
+		changed()
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev := <-w.Events:
+			if ev.Name == dir && ev.Has(fsnotify.Remove) {
+				return nil
+			}
+		case err := <-w.Errors:
+			return err
+		}
+	}
+}
+
+// startDevices follows the host's own interfaces.
+func (a *Agent) startDevices() {
+	w := a.store.Writer("devices")
+	a.group.Go("devices", func(ctx context.Context) error {
+		return a.linux.WatchDevices(ctx, func(ds []model.Device) {
+			objs := make([]model.Object, 0, len(ds))
+			for _, d := range ds {
+				objs = append(objs, &d)
+			}
+			w.Replace(model.KindDevice, objs)
+			w.Complete()
+		})
+	})
+}
+
+// startCluster starts the source of the cluster's objects, and serves what was last known until it answers.
+func (a *Agent) startCluster() error {
+	live := a.store.Writer(a.cfg.Source.Type)
+	cached := cache.New(a.cfg.Paths.State, a.store.Writer(store.CacheSource), a.log)
+	if err := cached.Restore(); err != nil {
+		a.incidents.add(fmt.Sprintf("last known objects: %v", err), "ignored: waiting for the "+a.cfg.Source.Type+" source")
+	}
+	complete := func() {
+		live.Complete()
+		cached.Withdraw()
+	}
+	a.group.Go("cache", func(ctx context.Context) error { return cached.Keep(ctx, a.store.Snapshot, a.store.Watch) })
+	if a.cfg.Source.Type == "file" {
+		src := file.New(a.cfg.Source.Dir, live, complete, a.incidents.add, a.log)
+		a.group.Go("source file", src.Run)
+		return nil
+	}
+	rc, err := kube.Config(a.cfg.Source.Kubeconfig, a.cfg.Source.APIServer)
+	if err != nil {
+		return err
+	}
+	src, err := kube.New(rc, kube.Options{Node: a.cfg.NodeName, Kinds: watched()}, live, complete, a.log)
+	if err != nil {
+		return err
+	}
+	a.cni.PodByName = src.PodByName
+	a.group.Go("source kube", src.Run)
+	return nil
+}
+
+// startCNI opens the journal and puts the endpoints of an earlier agent back.
+func (a *Agent) startCNI(context.Context) error {
+	w := a.store.Writer("cni")
+	src, err := cni.New(cni.Config{
+		Dir: filepath.Join(a.cfg.Paths.State, "ipam"), Quarantine: time.Duration(a.cfg.IPAM.QuarantineSeconds) * time.Second,
+		Reserved: a.cfg.IPAM.Reserved,
+	}, w, a.store, a.log)
+	if err != nil {
+		return err
+	}
+	a.cni = src
+	if err := src.Restore(); err != nil {
+		return err
+	}
+	w.Complete()
+	return nil
+}
+
+// follow hands on what the sources say of this node and its peers: its prefixes to the allocator, its peers and
+// its MTU to the mesh.
+func (a *Agent) follow(ctx context.Context, m *mesh.Mesh) error {
+	var prefixes []netip.Prefix
+	var mtu int
+	peers := map[string][]netip.Addr{}
+	for {
+		config, nodes, devices := a.store.WatchKind(model.KindConfig), a.store.WatchKind(model.KindNode), a.store.WatchKind(model.KindDevice)
+		snap := a.store.Snapshot()
+		if now := route.PodPrefixes(snap, a.cfg.NodeName); now != nil && !slices.Equal(now, prefixes) {
+			if err := a.cni.SetPools(now); err != nil {
+				return fmt.Errorf("pools %v: %w", now, err)
+			}
+			prefixes = now
+		}
+		if dev, _, err := route.Underlay(snap); err == nil && dev.MTU != mtu {
+			mtu = dev.MTU
+			m.LocalMTU(mtu)
+		}
+		now := map[string][]netip.Addr{}
+		for n := range model.All[*model.Node](snap, model.KindNode) {
+			now[n.Name] = n.Addrs
+		}
+		if !maps.EqualFunc(now, peers, slices.Equal[[]netip.Addr]) {
+			peers = now
+			m.SetPeers(now)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-config:
+		case <-nodes:
+		case <-devices:
+		}
+	}
+}
+
+// examine looks for what is wrong on the host and not ours to change: at the start, and every minute.
+func (a *Agent) examine(ctx context.Context) error {
+	for {
+		var found []string
+		drops, err := a.nft.ForeignDrops(ctx)
+		if err != nil {
+			return fmt.Errorf("look for foreign rules: %w", err)
+		}
+		for _, d := range drops {
+			found = append(found, "foreign rules drop forwarded packets: "+d)
+		}
+		found = append(found, a.linux.Doctor(ctx)...)
+		a.mu.Lock()
+		for _, f := range found {
+			if !slices.Contains(a.findings, f) {
+				a.incidents.add(f, "reported only: it is not ours to change")
+			}
+		}
+		a.findings = found
+		a.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Minute):
+		}
+	}
+}
+
+// installPlugin puts the CNI plugin and its configuration where the runtime looks for them.
+func (a *Agent) installPlugin() error {
+	if a.cfg.CNI.BinDir == "off" {
+		return nil
+	}
+	plugin := a.cfg.CNI.Plugin
+	if plugin == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find weft-cni beside the agent: %w", err)
+		}
+		plugin = filepath.Join(filepath.Dir(self), "weft-cni")
+	}
+	return cni.Install(cni.Installation{
+		Plugin: plugin, BinDir: a.cfg.CNI.BinDir, ConfDir: a.cfg.CNI.ConfDir, ConfName: a.cfg.CNI.ConfName, Socket: socketPath(a.cfg),
+	})
+}
