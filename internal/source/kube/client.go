@@ -1,0 +1,155 @@
+package kube
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"weft/internal/convert/wire"
+)
+
+// What is accepted from the API server. JSON is there for servers that have no protobuf.
+const (
+	protobuf     = "application/vnd.kubernetes.protobuf"
+	acceptObject = protobuf + ", application/json;q=0.5"
+	acceptStream = protobuf + ";stream=watch, application/json;stream=watch;q=0.5, application/json;q=0.4"
+)
+
+// maxBody bounds what is read into memory at once: a page of a list, or one event. etcd's own limit for an
+// object is 1.5 MiB.
+const maxBody = 64 << 20
+
+// client does GET requests.
+type client struct {
+	http *http.Client
+	base *url.URL
+}
+
+func newClient(cfg *rest.Config) (*client, error) {
+	cfg = rest.CopyConfig(cfg)
+	// Decompressing costs more than the bytes of a watch on a cluster's own network.
+	cfg.DisableCompression = true
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "weft"
+	}
+	hc, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
+	}
+	base, _, err := rest.DefaultServerUrlFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("URL of the API server %q: %w", cfg.Host, err)
+	}
+	return &client{hc, base}, nil
+}
+
+// apiError is a metav1.Status, or an HTTP error without one.
+type apiError struct {
+	Code    int           `json:"code"`
+	Reason  string        `json:"reason"`
+	Message string        `json:"message"`
+	retry   time.Duration // the server's wish, 0 if none
+}
+
+func (e *apiError) Error() string {
+	if e.Message != "" {
+		return e.Message
+	}
+	return fmt.Sprintf("HTTP status %d %s", e.Code, e.Reason)
+}
+
+func (e *apiError) read(f wire.Field) error {
+	switch f.Num {
+	case 3:
+		e.Message = f.Text()
+	case 4:
+		e.Reason = f.Text()
+	case 6:
+		e.Code = int(f.Int())
+	}
+	return nil
+}
+
+// statusOf decodes a Status object.
+func statusOf(body []byte, proto bool) *apiError {
+	e := new(apiError)
+	if proto {
+		if _, raw, err := envelope(body); err == nil {
+			_ = wire.Walk(raw, nil, e.read)
+		}
+		return e
+	}
+	_ = json.Unmarshal(body, e)
+	return e
+}
+
+// expired reports whether err says that a resource version or a continue token is too old.
+func expired(err error) bool {
+	var e *apiError
+	return errors.As(err, &e) && (e.Code == http.StatusGone || e.Reason == "Expired" || e.Reason == "Gone")
+}
+
+// refused reports whether the server does not understand the request (400, 404, 405, 422), so that repeating it is no use.
+func refused(err error) bool {
+	var e *apiError
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code {
+	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnprocessableEntity:
+		return true
+	}
+	return false
+}
+
+// get sends a request. The caller closes the body of a response; an answer other than 200 is an *apiError.
+func (c *client) get(ctx context.Context, path string, query url.Values, accept string) (*http.Response, error) {
+	u := *c.base
+	u.Path = strings.TrimSuffix(u.Path, "/") + path
+	u.RawPath = ""
+	u.RawQuery = query.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("request %s: %w", u.String(), err)
+	}
+	req.Header.Set("Accept", accept)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err // names method and URL
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	e := statusOf(body, isProto(resp))
+	if e.Code == 0 {
+		e.Code = resp.StatusCode
+		e.Message = strings.TrimSpace(fmt.Sprintf("HTTP status %s: %.200s", resp.Status, bytes.TrimSpace(body)))
+	}
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s > 0 {
+		e.retry = min(time.Duration(s)*time.Second, time.Minute)
+	}
+	return nil, e
+}
+
+func isProto(r *http.Response) bool { return strings.HasPrefix(r.Header.Get("Content-Type"), protobuf) }
+
+// readBody reads a response whole.
+func readBody(r *http.Response) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err == nil && len(b) > maxBody {
+		err = fmt.Errorf("answer of more than %d bytes", maxBody)
+	}
+	return b, err
+}

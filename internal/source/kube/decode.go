@@ -1,0 +1,244 @@
+package kube
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"weft/internal/convert/k8s"
+	"weft/internal/convert/wire"
+)
+
+// The API server's protobuf (k8s.io/apimachinery/pkg/runtime/serializer/protobuf): an object is the magic below and a
+// runtime.Unknown with its type and its bytes; a watch is a sequence of metav1.WatchEvent, each after
+// its length as 4 bytes big-endian, with the object in its envelope inside.
+
+// magic begins every protobuf object.
+const magic = "k8s\x00"
+
+// envelope opens a runtime.Unknown.
+func envelope(b []byte) (t k8s.Type, raw []byte, err error) {
+	rest, ok := bytes.CutPrefix(b, []byte(magic))
+	if !ok {
+		return t, nil, fmt.Errorf("%w: not an object of the API server", wire.ErrMalformed)
+	}
+	err = wire.Walk(rest, nil, func(f wire.Field) error {
+		switch f.Num {
+		case 1:
+			return f.Message(func(f wire.Field) error {
+				switch f.Num {
+				case 1:
+					t.APIVersion = f.Text()
+				case 2:
+					t.Kind = f.Text()
+				}
+				return nil
+			})
+		case 2:
+			raw = f.Bytes()
+		}
+		return nil
+	})
+	return t, raw, err
+}
+
+// readObject reads a response with one object.
+func readObject(r *http.Response, want k8s.Type) (k8s.Item, error) {
+	body, err := readBody(r)
+	if err != nil {
+		return k8s.Item{}, err
+	}
+	if !isProto(r) {
+		return k8s.FromJSON(body, want), nil
+	}
+	t, raw, err := envelope(body)
+	if err != nil {
+		return k8s.Item{}, err
+	}
+	return k8s.FromProto(t, raw, nil), nil
+}
+
+// page is one answer to a list request.
+type page struct {
+	items           []k8s.Item
+	resourceVersion string
+	next            string // "" on the last page
+}
+
+// readPage reads a response with a list of objects of the type.
+func readPage(r *http.Response, of k8s.Type, s *wire.Strings) (page, error) {
+	body, err := readBody(r)
+	if err != nil {
+		return page{}, err
+	}
+	var p page
+	if !isProto(r) {
+		var list struct {
+			Metadata struct{ ResourceVersion, Continue string }
+			Items    []json.RawMessage
+		}
+		if err := json.Unmarshal(body, &list); err != nil {
+			return p, err
+		}
+		p.resourceVersion, p.next = list.Metadata.ResourceVersion, list.Metadata.Continue
+		for _, raw := range list.Items {
+			p.items = append(p.items, k8s.FromJSON(raw, of))
+		}
+		return p, nil
+	}
+	_, raw, err := envelope(body)
+	if err != nil {
+		return p, err
+	}
+	err = wire.Walk(raw, s, func(f wire.Field) error {
+		switch f.Num {
+		case 1:
+			return f.Message(func(f wire.Field) error {
+				switch f.Num {
+				case 2:
+					p.resourceVersion = f.Text()
+				case 3:
+					p.next = f.Text()
+				}
+				return nil
+			})
+		case 2:
+			p.items = append(p.items, k8s.FromProto(of, f.Bytes(), s))
+		}
+		return nil
+	})
+	return p, err
+}
+
+// The types of watch events.
+const (
+	added    = "ADDED"
+	modified = "MODIFIED"
+	deleted  = "DELETED"
+	bookmark = "BOOKMARK"
+	failure  = "ERROR"
+)
+
+// event is one event of a watch.
+type event struct {
+	typ    string
+	item   k8s.Item // of a bookmark, only Meta has a meaning
+	status *apiError
+}
+
+// stream reads the events of a watch.
+type stream struct {
+	r     *bufio.Reader
+	of    k8s.Type
+	proto bool
+	strs  *wire.Strings
+	buf   []byte // of the last frame
+}
+
+func newStream(r *http.Response, of k8s.Type, s *wire.Strings) *stream {
+	return &stream{r: bufio.NewReaderSize(r.Body, 16<<10), of: of, proto: isProto(r), strs: s}
+}
+
+// ready reports whether a whole event has been received already.
+func (s *stream) ready() bool {
+	b, _ := s.r.Peek(s.r.Buffered())
+	if !s.proto {
+		return bytes.IndexByte(b, '\n') >= 0
+	}
+	return len(b) >= 4 && uint64(len(b)-4) >= uint64(binary.BigEndian.Uint32(b))
+}
+
+// next returns the next event, waiting for it; io.EOF where the server ended the watch.
+func (s *stream) next() (event, error) {
+	if s.proto {
+		return s.nextProto()
+	}
+	for {
+		line, err := s.r.ReadBytes('\n')
+		if len(bytes.TrimSpace(line)) == 0 {
+			if err != nil {
+				return event{}, err
+			}
+			continue
+		}
+		if err != nil {
+			return event{}, truncated(err)
+		}
+		var w struct {
+			Type   string          `json:"type"`
+			Object json.RawMessage `json:"object"`
+		}
+		if err := json.Unmarshal(line, &w); err != nil {
+			return event{}, fmt.Errorf("watch event: %w", err)
+		}
+		if w.Type == failure {
+			return event{typ: w.Type, status: statusOf(w.Object, false)}, nil
+		}
+		return event{typ: w.Type, item: k8s.FromJSON(w.Object, s.of)}, nil
+	}
+}
+
+func (s *stream) nextProto() (event, error) {
+	var head [4]byte
+	if _, err := io.ReadFull(s.r, head[:]); err != nil {
+		return event{}, err // io.EOF at the border of two frames, else io.ErrUnexpectedEOF
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > maxBody {
+		return event{}, fmt.Errorf("watch event of %d bytes", n)
+	}
+	if uint32(cap(s.buf)) < n || cap(s.buf) > 1<<20 {
+		s.buf = make([]byte, n)
+	}
+	s.buf = s.buf[:n]
+	if _, err := io.ReadFull(s.r, s.buf); err != nil {
+		return event{}, truncated(err)
+	}
+	var e event
+	var object []byte
+	err := wire.Walk(s.buf, nil, func(f wire.Field) error {
+		switch f.Num {
+		case 1:
+			e.typ = f.Text()
+		case 2:
+			return f.Message(func(f wire.Field) error {
+				if f.Num == 1 {
+					object = f.Bytes()
+				}
+				return nil
+			})
+		}
+		return nil
+	})
+	if err != nil {
+		return e, fmt.Errorf("watch event: %w", err)
+	}
+	if e.typ == failure {
+		e.status = statusOf(object, true)
+		return e, nil
+	}
+	t, raw, err := envelope(object)
+	if err != nil {
+		return e, fmt.Errorf("watch event: %w", err)
+	}
+	e.item = k8s.FromProto(t, raw, s.strs)
+	return e, nil
+}
+
+// truncated words the end of a connection in the middle of an event.
+func truncated(err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF { //nolint:errorlint // as documented by io
+		return fmt.Errorf("watch: the connection ended within an event: %w", io.ErrUnexpectedEOF)
+	}
+	return err
+}
+
+// nameOf returns the model's name of an object of which only the metadata was understood.
+func nameOf(m k8s.Meta) string {
+	return strings.TrimPrefix(m.Namespace+"/"+m.Name, "/")
+}

@@ -1,0 +1,351 @@
+package kube
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+)
+
+// fakeAPI is an API server for the five kinds: list with pages, watch, watch list, protobuf and JSON, encoded by
+// Kubernetes' own types.
+type fakeAPI struct {
+	*httptest.Server
+	json      bool // answers in JSON whatever is accepted
+	watchList bool
+
+	mu       sync.Mutex
+	version  int                       // guarded by mu
+	objs     map[string]runtime.Object // guarded by mu; by resource/namespace/name
+	history  []change                  // guarded by mu
+	oldest   int                       // guarded by mu: watches from before get 410
+	changed  chan struct{}             // guarded by mu: closed and replaced by each change
+	broken   bool                      // guarded by mu: every request fails
+	kill     chan struct{}             // guarded by mu: closed to cut every watch
+	requests []string                  // guarded by mu
+	down     func(http.ResponseWriter) // guarded by mu: what to answer where broken
+}
+
+// change is one event.
+type change struct {
+	version  int
+	typ      string
+	resource string
+	obj      runtime.Object
+}
+
+func newFake(t testing.TB) *fakeAPI {
+	f := &fakeAPI{watchList: true, version: 100, objs: map[string]runtime.Object{}, changed: make(chan struct{}), kill: make(chan struct{})}
+	f.Server = httptest.NewUnstartedServer(f)
+	f.Server.EnableHTTP2 = true
+	f.Server.StartTLS()
+	t.Cleanup(func() {
+		f.cut()
+		f.Server.Close()
+	})
+	return f
+}
+
+func (f *fakeAPI) config() *rest.Config {
+	return &rest.Config{Host: f.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
+}
+
+func resourceName(o runtime.Object) string {
+	switch o.(type) {
+	case *corev1.Node:
+		return "nodes"
+	case *corev1.Namespace:
+		return "namespaces"
+	case *corev1.Pod:
+		return "pods"
+	case *corev1.Service:
+		return "services"
+	case *discoveryv1.EndpointSlice:
+		return "endpointslices"
+	}
+	panic(fmt.Sprintf("%T", o))
+}
+
+func apiVersion(resource string) string {
+	if resource == "endpointslices" {
+		return "discovery.k8s.io/v1"
+	}
+	return "v1"
+}
+
+func kindName(resource string) string {
+	return map[string]string{"nodes": "Node", "namespaces": "Namespace", "pods": "Pod", "services": "Service", "endpointslices": "EndpointSlice"}[resource]
+}
+
+// set stores objects; remove deletes them.
+func (f *fakeAPI) set(objs ...runtime.Object)    { f.put(false, objs) }
+func (f *fakeAPI) remove(objs ...runtime.Object) { f.put(true, objs) }
+
+func (f *fakeAPI) put(remove bool, objs []runtime.Object) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, o := range objs {
+		o = o.DeepCopyObject()
+		m := o.(metav1.Object)
+		f.version++
+		m.SetResourceVersion(strconv.Itoa(f.version))
+		res := resourceName(o)
+		key := res + "/" + m.GetNamespace() + "/" + m.GetName()
+		typ := modified
+		if _, ok := f.objs[key]; !ok {
+			typ = added
+		}
+		f.objs[key] = o
+		if remove {
+			typ = deleted
+			delete(f.objs, key)
+		}
+		f.history = append(f.history, change{f.version, typ, res, o})
+	}
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// cut ends every watch in the middle.
+func (f *fakeAPI) cut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.kill)
+	f.kill = make(chan struct{})
+}
+
+// fail makes every request fail, nil heals.
+func (f *fakeAPI) fail(how func(http.ResponseWriter)) {
+	f.mu.Lock()
+	f.broken, f.down = how != nil, how
+	f.mu.Unlock()
+	if how != nil {
+		f.cut()
+	}
+}
+
+// compact forgets history, as etcd's compaction does.
+func (f *fakeAPI) compact() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.version++
+	f.oldest, f.history = f.version, nil
+}
+
+// count returns how many requests contained s.
+func (f *fakeAPI) count(s string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, r := range f.requests {
+		if strings.Contains(r, s) {
+			n++
+		}
+	}
+	return n
+}
+
+func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	f.requests = append(f.requests, r.URL.String())
+	broken, down := f.broken, f.down
+	f.mu.Unlock()
+	if broken {
+		down(w)
+		return
+	}
+	q := r.URL.Query()
+	proto := strings.Contains(r.Header.Get("Accept"), protobuf) && !f.json
+	parts := strings.Split(r.URL.Path, "/")
+	if len(parts) == 7 { // /api/v1/namespaces/NS/pods/NAME
+		f.one(w, proto, parts[5]+"/"+parts[4]+"/"+parts[6])
+		return
+	}
+	res := parts[len(parts)-1]
+	switch {
+	case q.Get("watch") != "true":
+		f.list(w, proto, res, q.Get("fieldSelector"), q.Get("limit"), q.Get("continue"))
+	case q.Get("sendInitialEvents") == "true" && !f.watchList:
+		f.status(w, proto, 422, "Invalid", "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
+	default:
+		f.watch(w, r, proto, res)
+	}
+}
+
+// encode returns the object as the server would send it.
+func encode(o runtime.Object, apiVersion, kind string, proto bool) []byte {
+	if !proto {
+		b, err := json.Marshal(o)
+		if err != nil {
+			panic(err)
+		}
+		head := fmt.Sprintf(`{"kind":%q,"apiVersion":%q,`, kind, apiVersion)
+		return append([]byte(head), b[1:]...)
+	}
+	raw, err := o.(interface{ Marshal() ([]byte, error) }).Marshal()
+	if err != nil {
+		panic(err)
+	}
+	b, err := (&runtime.Unknown{TypeMeta: runtime.TypeMeta{APIVersion: apiVersion, Kind: kind}, Raw: raw}).Marshal()
+	if err != nil {
+		panic(err)
+	}
+	return append([]byte(magic), b...)
+}
+
+func reply(w http.ResponseWriter, proto bool, code int, body []byte) {
+	w.Header().Set("Content-Type", map[bool]string{true: protobuf, false: "application/json"}[proto])
+	w.WriteHeader(code)
+	_, _ = w.Write(body)
+}
+
+func (f *fakeAPI) status(w http.ResponseWriter, proto bool, code int, reason, message string) {
+	s := &metav1.Status{Status: "Failure", Code: int32(code), Reason: metav1.StatusReason(reason), Message: message}
+	reply(w, proto, code, encode(s, "v1", "Status", proto))
+}
+
+func (f *fakeAPI) one(w http.ResponseWriter, proto bool, key string) {
+	f.mu.Lock()
+	o := f.objs[key]
+	f.mu.Unlock()
+	if o == nil {
+		f.status(w, proto, 404, "NotFound", key+" not found")
+		return
+	}
+	reply(w, proto, 200, encode(o, "v1", "Pod", proto))
+}
+
+// matching returns the objects of a resource in order.
+func (f *fakeAPI) matching(res, selector string) []runtime.Object {
+	var out []runtime.Object
+	for _, k := range slices.Sorted(maps.Keys(f.objs)) {
+		if strings.HasPrefix(k, res+"/") && selected(f.objs[k], selector) {
+			out = append(out, f.objs[k])
+		}
+	}
+	return out
+}
+
+func selected(o runtime.Object, selector string) bool {
+	p, ok := o.(*corev1.Pod)
+	node, is := strings.CutPrefix(selector, "spec.nodeName=")
+	return !ok || !is || p.Spec.NodeName == node
+}
+
+func (f *fakeAPI) list(w http.ResponseWriter, proto bool, res, selector, limit, cont string) {
+	f.mu.Lock()
+	objs, version := f.matching(res, selector), strconv.Itoa(f.version)
+	f.mu.Unlock()
+	meta := metav1.ListMeta{ResourceVersion: version}
+	start, _ := strconv.Atoi(cont)
+	if n, _ := strconv.Atoi(limit); n > 0 && len(objs) > start+n {
+		objs, meta.Continue = objs[:start+n], strconv.Itoa(start+n)
+	}
+	objs = objs[start:]
+	list, kind := listOf(res, objs, meta), kindName(res)+"List"
+	reply(w, proto, 200, encode(list, apiVersion(res), kind, proto))
+}
+
+func listOf(res string, objs []runtime.Object, meta metav1.ListMeta) runtime.Object {
+	switch res {
+	case "nodes":
+		return &corev1.NodeList{ListMeta: meta, Items: items[corev1.Node](objs)}
+	case "namespaces":
+		return &corev1.NamespaceList{ListMeta: meta, Items: items[corev1.Namespace](objs)}
+	case "pods":
+		return &corev1.PodList{ListMeta: meta, Items: items[corev1.Pod](objs)}
+	case "services":
+		return &corev1.ServiceList{ListMeta: meta, Items: items[corev1.Service](objs)}
+	case "endpointslices":
+		return &discoveryv1.EndpointSliceList{ListMeta: meta, Items: items[discoveryv1.EndpointSlice](objs)}
+	}
+	panic(res)
+}
+
+func items[T any](objs []runtime.Object) []T {
+	out := []T{}
+	for _, o := range objs {
+		out = append(out, *any(o).(*T))
+	}
+	return out
+}
+
+// send writes one watch event.
+func send(w http.ResponseWriter, proto bool, typ string, o runtime.Object, apiVersion, kind string) {
+	obj := encode(o, apiVersion, kind, proto)
+	if proto {
+		b, err := (&metav1.WatchEvent{Type: typ, Object: runtime.RawExtension{Raw: obj}}).Marshal()
+		if err != nil {
+			panic(err)
+		}
+		_, _ = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...))
+		return
+	}
+	_, _ = fmt.Fprintf(w, `{"type":%q,"object":%s}`+"\n", typ, obj)
+}
+
+func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, proto bool, res string) {
+	q := r.URL.Query()
+	since, _ := strconv.Atoi(q.Get("resourceVersion"))
+	f.mu.Lock()
+	kill, tooOld := f.kill, since > 0 && since < f.oldest
+	var first []runtime.Object
+	if since == 0 {
+		first, since = f.matching(res, q.Get("fieldSelector")), f.version
+	}
+	f.mu.Unlock()
+
+	typ := map[bool]string{true: protobuf + ";stream=watch", false: "application/json;stream=watch"}[proto]
+	w.Header().Set("Content-Type", typ)
+	w.WriteHeader(200)
+	if tooOld {
+		send(w, proto, failure, &metav1.Status{Code: 410, Reason: "Expired", Message: "too old resource version"}, "v1", "Status")
+		return
+	}
+	for _, o := range first {
+		send(w, proto, added, o, apiVersion(res), kindName(res))
+	}
+	if q.Get("sendInitialEvents") == "true" {
+		end := metav1.ObjectMeta{ResourceVersion: strconv.Itoa(since), Annotations: map[string]string{"k8s.io/initial-events-end": "true"}}
+		send(w, proto, bookmark, &corev1.Namespace{ObjectMeta: end}, apiVersion(res), kindName(res))
+	}
+	for {
+		w.(http.Flusher).Flush()
+		f.mu.Lock()
+		changed := f.changed
+		var events []change
+		for _, c := range f.history {
+			if c.version > since && c.resource == res && selected(c.obj, q.Get("fieldSelector")) {
+				events = append(events, c)
+			}
+		}
+		since = f.version
+		f.mu.Unlock()
+		for _, c := range events {
+			send(w, proto, c.typ, c.obj, apiVersion(res), kindName(res))
+		}
+		if len(events) > 0 {
+			continue
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-kill:
+			panic(http.ErrAbortHandler)
+		case <-changed:
+		}
+	}
+}
