@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The programs on the underlay's device. */
+#include "lib/deliver.h"
+#include "lib/track.h"
+#include "lib/tunnel.h"
+
+/* receive_tunnelled delivers what tunnel_peek has parsed, or leaves the packet as it is to the VXLAN device. */
+static __always_inline int receive_tunnelled(struct __sk_buff *skb, const struct weft_settings *s,
+					     const struct weft_packet *outer, const struct weft_packet *inner)
+{
+	const struct weft_local *local = get_local(&inner->dst);
+
+	if (!local || inner->ttl <= 1 || (local->shaped && skb->gso_size))
+		return TCX_NEXT; /* a queue may have to cut it, which needs the device's decapsulation */
+	if (s->tracked && track_hit(skb, inner))
+		return TCX_NEXT;
+	if (!tunnel_pop(skb, outer, inner->family))
+		return TCX_NEXT;
+	return deliver(skb, s, local, inner->family);
+}
+
+/* from_net has what arrives from other nodes and from the outside. */
+SEC("tc")
+int from_net(struct __sk_buff *skb)
+{
+	const struct weft_settings *s = get_settings();
+	struct weft_packet p, inner;
+	const struct weft_local *local;
+
+	if (!s || skb->vlan_present || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
+		return TCX_NEXT;
+	if (p.proto == IPPROTO_UDP) {
+		switch (tunnel_peek(skb, s, &p, &inner)) {
+		case INNER_IP:
+			return receive_tunnelled(skb, s, &p, &inner);
+		case INNER_DEVICE:
+			return TCX_NEXT;
+		case INNER_DROP:
+			return TCX_DROP;
+		case INNER_NONE:
+			break;
+		}
+	}
+	local = get_local(&p.dst);
+	if (!local)
+		return TCX_NEXT;
+	if (p.ttl <= 1)
+		return verdict(WEFT_STACK_TTL, TCX_NEXT);
+	if (s->tracked && track_hit(skb, &p))
+		return verdict(WEFT_STACK_TRACKED, TCX_NEXT);
+	return deliver(skb, s, local, p.family);
+}
+
+/* to_net has what the stack sends into the underlay. A local pod's flow that comes this way was not redirected. */
+SEC("tc")
+int to_net(struct __sk_buff *skb)
+{
+	const struct weft_settings *s = get_settings();
+	struct weft_packet p;
+
+	if (!s || !s->tracked || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
+		return TCX_NEXT;
+	if (get_local(&p.src))
+		track_note(skb, &p);
+	return TCX_NEXT;
+}

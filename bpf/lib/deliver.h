@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* The last step to a pod of this node, and the step to another node without a tunnel. */
+#pragma once
+#include "maps.h"
+#include "stats.h"
+
+/*
+ * deliver hands a packet to a local pod: straight into its namespace, or through the queue of its link's host
+ * side where the rate is limited. The IP header follows the Ethernet header.
+ */
+static __always_inline int deliver(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_local *to,
+				   __be16 family)
+{
+	struct weft_eth *eth = packet_start(skb);
+	void *ip = ip_at(skb, sizeof(*eth), family);
+
+	if (!ip)
+		return verdict(WEFT_DROP_NOT_IP, TCX_DROP);
+	ip_forwarded(skb, ip, family);
+	eth->dst = to->mac;
+	eth->src = s->gateway;
+	eth->proto = family;
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	if (to->shaped)
+		return verdict(WEFT_LOCAL, bpf_redirect(to->ifindex, 0));
+	return verdict(WEFT_LOCAL, bpf_redirect_peer(to->ifindex, 0));
+}
+
+/* send_direct routes a packet to another node over the underlay. */
+static __always_inline int send_direct(struct __sk_buff *skb, const struct weft_settings *s,
+				       const struct weft_remote *to, const struct weft_packet *p)
+{
+	struct bpf_redir_neigh nh = {};
+
+	ip_forwarded(skb, p->ip, p->family);
+	ip_next_hop(&nh, &to->via);
+	return verdict(WEFT_DIRECT, bpf_redirect_neigh(s->underlay, &nh, sizeof(nh), 0));
+}
+
+/*
+ * too_big says whether a packet, or the largest that GSO will make of it, exceeds an MTU. What is not TCP
+ * counts a UDP header.
+ */
+static __always_inline bool too_big(struct __sk_buff *skb, const struct weft_packet *p, __u32 mtu)
+{
+	__u32 len = skb->len - ETH_LEN;
+	__u8 offset;
+
+	if (likely(len <= mtu))
+		return false;
+	if (!skb->gso_size)
+		return true;
+	len = p->l4 - ETH_LEN + skb->gso_size;
+	if (p->proto != IPPROTO_TCP)
+		return len + sizeof(struct weft_udp) > mtu;
+	if (bpf_skb_load_bytes(skb, p->l4 + 12, &offset, sizeof(offset)))
+		return true;
+	return len + (offset >> 4) * 4 > mtu;
+}

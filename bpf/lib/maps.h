@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The tables that the agent fills. Go's mirrors of keys and values are generated from here. Changing one
+ * changes the layout's hash, and then a new agent fills new maps before it switches the programs.
+ */
+#pragma once
+#include "ip.h"
+
+/* The constants of this node. An entry of an array can be changed while the programs run. */
+struct weft_settings {
+	struct weft_addr own[2]; /* underlay addresses by addr_index(), zero where there is none */
+	__u32 underlay;          /* interface index */
+	__u32 overlay;           /* interface index, 0 where nothing is tunnelled */
+	__u32 vni;               /* in host byte order */
+	__be16 port;             /* VXLAN */
+	__u16 tracked;           /* 1: flows may be translated by the stack */
+	struct weft_mac gateway; /* of the host side of every pod's link */
+	__u16 ready;             /* 1: written */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct weft_settings);
+} settings SEC(".maps");
+
+/* A pod of this node, under each of its addresses. It may send from them, on that interface and with that MAC only. */
+struct weft_local {
+	__u32 ifindex; /* host side of its link */
+	struct weft_mac mac;
+	__u16 shaped; /* 1: deliver through the host side's queue */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WEFT_LOCALS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct weft_addr);
+	__type(value, struct weft_local);
+} locals SEC(".maps");
+
+/* A prefix in the unified form: an IPv4 length counts 96 more. */
+struct weft_prefix {
+	__u32 len;
+	struct weft_addr addr;
+};
+
+/* Where a prefix on another node is reached. */
+struct weft_remote {
+	struct weft_addr via; /* the node's underlay address */
+	struct weft_mac mac;  /* inner destination in the tunnel */
+	__u16 mtu;            /* of the inner packet */
+	__u16 tunnel;         /* 1: VXLAN, 0: direct */
+	__u16 unused;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, WEFT_REMOTES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct weft_prefix);
+	__type(value, struct weft_remote);
+} remotes SEC(".maps");
+
+/* Underlay addresses that VXLAN is accepted from. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WEFT_PEERS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct weft_addr);
+	__type(value, __u32);
+} peers SEC(".maps");
+
+static __always_inline const struct weft_settings *get_settings(void)
+{
+	__u32 key = 0;
+	const struct weft_settings *s = bpf_map_lookup_elem(&settings, &key);
+
+	return s && s->ready ? s : NULL;
+}
+
+static __always_inline const struct weft_local *get_local(const struct weft_addr *addr)
+{
+	return bpf_map_lookup_elem(&locals, addr);
+}
+
+static __always_inline const struct weft_remote *get_remote(const struct weft_addr *addr)
+{
+	struct weft_prefix key = {.len = 128, .addr = *addr};
+
+	return bpf_map_lookup_elem(&remotes, &key);
+}

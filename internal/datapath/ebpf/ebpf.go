@@ -1,0 +1,337 @@
+// Package ebpf makes the BPF maps and the programs on network devices equal to the plan: it applies the
+// rows of settings, hooks, remotes and locals. The programs are in bpf/; docs/design/datapath.md draws them.
+//
+// It does not make links, routes or rules (see datapath/linux), and it decides nothing: which prefix is reached
+// how is compiled. A dead agent leaves maps, programs and links pinned, and packets flow on.
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"weft/internal/model"
+	"weft/internal/netset"
+	"weft/internal/plan"
+)
+
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_prefix -type weft_remote weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -nostdinc -I../../../bpf
+
+// Driver owns what is pinned below one directory of a bpffs, and the filters named weft_* where the kernel
+// has no TCX. Apply and Sweep are called from one goroutine; the other methods from any.
+//
+// A new driver recognises maps by their pin below maps-<layout>, links by their pin below links, named after
+// device and direction. Map entries, pins and filters that the plan does not want, and maps of another
+// layout, go in Sweep. If the agent dies between any two steps, the programs keep reading the entries that are
+// there; a link that was attached but not yet pinned detaches with the process.
+type Driver struct {
+	dir    string
+	log    *slog.Logger
+	mode   attacher
+	objs   weftObjects
+	names  []string // of stats' keys
+	layout string
+
+	settings *table[uint32, weftWeftSettings]
+	locals   *table[weftWeftAddr, weftWeftLocal]
+	remotes  *table[weftWeftPrefix, weftWeftRemote]
+	peers    *table[weftWeftAddr, uint32]
+
+	// What this process wrote, to find what a changed row no longer has. Sweep does that for earlier processes.
+	owner  map[netip.Addr]string       // the local whose address it is
+	addrs  map[string][]netip.Addr     // a local's addresses
+	via    map[netip.Prefix]netip.Addr // a remote's node
+	filled bool
+
+	mu       sync.Mutex
+	features map[string]*model.Feature // guarded by mu
+}
+
+// Option changes how a Driver works; there is none that a node needs.
+type Option func(*Driver)
+
+// WithClsact attaches with clsact filters even where the kernel has TCX.
+func WithClsact() Option { return func(d *Driver) { d.mode.clsact = true } }
+
+// New loads the programs with the maps that an earlier agent left below dir, or with new ones if there are
+// none of this layout. dir is on a bpffs; one is mounted if it is not. Nothing is attached before Apply.
+func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
+	d := &Driver{
+		dir: dir, log: log,
+		owner: map[netip.Addr]string{}, addrs: map[string][]netip.Addr{}, via: map[netip.Prefix]netip.Addr{},
+		features: map[string]*model.Feature{},
+	}
+	for _, o := range opts {
+		o(d)
+	}
+	if err := ensureBPFFS(dir); err != nil {
+		return nil, err
+	}
+	if err := d.load(); err != nil {
+		return nil, err
+	}
+	d.mode.links = filepath.Join(dir, "links")
+	if err := os.MkdirAll(d.mode.links, 0o700); err != nil {
+		d.objs.Close()
+		return nil, fmt.Errorf("make directory for pinned links: %w", err)
+	}
+	d.settings = &table[uint32, weftWeftSettings]{m: d.objs.Settings, name: "settings"}
+	d.locals = &table[weftWeftAddr, weftWeftLocal]{m: d.objs.Locals, name: "locals"}
+	d.remotes = &table[weftWeftPrefix, weftWeftRemote]{m: d.objs.Remotes, name: "remotes"}
+	d.peers = &table[weftWeftAddr, uint32]{m: d.objs.Peers, name: "peers"}
+	return d, nil
+}
+
+// Close releases the driver's descriptors. What is pinned stays, and packets flow on.
+func (d *Driver) Close() error { return d.objs.Close() }
+
+// Apply implements the reconciler's Driver. The first call enters all that is wanted into the maps before
+// it touches a link, so that maps of a new layout are complete when packets begin to see them.
+func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes) plan.Results {
+	res := plan.Results{}
+	if !d.filled && len(changed.Upsert) > 0 {
+		d.fill(want)
+		d.filled = true
+	}
+	for _, r := range changed.Upsert {
+		if err := ctx.Err(); err != nil {
+			res[r.Key()] = err
+			continue
+		}
+		res[r.Key()] = d.upsert(r)
+	}
+	for _, r := range changed.Delete {
+		if err := ctx.Err(); err != nil {
+			res[r.Key()] = err
+			continue
+		}
+		res[r.Key()] = d.remove(r)
+	}
+	return res
+}
+
+// fill enters rows without attaching anything. Errors are told when the row's turn comes.
+func (d *Driver) fill(want plan.View) {
+	for r := range plan.All[*plan.Settings](want, plan.KindSettings) {
+		_ = d.putSettings(r)
+	}
+	for r := range plan.All[*plan.Remote](want, plan.KindRemote) {
+		_ = d.putRemote(r)
+	}
+	for r := range plan.All[*plan.Local](want, plan.KindLocal) {
+		if index, err := interfaceIndex(r.HostIf); err == nil {
+			_ = d.putLocal(r, index)
+		}
+	}
+}
+
+func (d *Driver) upsert(r plan.Row) error {
+	switch r := r.(type) {
+	case *plan.Settings:
+		return d.putSettings(r)
+	case *plan.Remote:
+		return d.putRemote(r)
+	case *plan.Local:
+		index, err := interfaceIndex(r.HostIf)
+		if err != nil {
+			return err
+		}
+		if err := d.putLocal(r, index); err != nil {
+			return err
+		}
+		return d.attach(r.HostIf, index, d.objs.FromPod, d.objs.ToPod)
+	case *plan.Hook:
+		index, err := interfaceIndex(r.Dev)
+		if err != nil {
+			return err
+		}
+		if r.Role == plan.RoleOverlay {
+			return d.attach(r.Dev, index, d.objs.FromOverlay, d.objs.ToOverlay)
+		}
+		return d.attach(r.Dev, index, d.objs.FromNet, d.objs.ToNet)
+	}
+	return fmt.Errorf("the eBPF driver has no use for a row of %s", r.Key().Kind)
+}
+
+func (d *Driver) remove(r plan.Row) error {
+	switch r := r.(type) {
+	case *plan.Settings:
+		return d.settings.put(0, weftWeftSettings{})
+	case *plan.Remote:
+		return d.dropRemote(r.Prefix)
+	case *plan.Local:
+		return errors.Join(d.keepAddrs(r.HostIf, nil), d.mode.detach(r.HostIf))
+	case *plan.Hook:
+		return d.mode.detach(r.Dev)
+	}
+	return fmt.Errorf("the eBPF driver has no use for a row of %s", r.Key().Kind)
+}
+
+func (d *Driver) putSettings(r *plan.Settings) error {
+	s := weftWeftSettings{Vni: r.VNI, Port: bigEndian(r.Port), Gateway: macOf(r.GatewayMAC), Ready: 1}
+	if r.Tracked {
+		s.Tracked = 1
+	}
+	for i, f := range netset.Families() {
+		if a := netset.First(r.Addrs, f); a.IsValid() {
+			s.Own[i] = addrOf(a)
+		}
+	}
+	for _, dev := range []struct {
+		name string
+		to   *uint32
+	}{{r.Underlay, &s.Underlay}, {r.Overlay, &s.Overlay}} {
+		if dev.name == "" {
+			continue
+		}
+		index, err := interfaceIndex(dev.name)
+		if err != nil {
+			return err
+		}
+		*dev.to = uint32(index)
+	}
+	return d.settings.put(0, s)
+}
+
+func (d *Driver) putRemote(r *plan.Remote) error {
+	if r.MTU <= 0 || r.MTU > 65535 {
+		return fmt.Errorf("remote %s: MTU %d is not in 1..65535", r.Prefix, r.MTU)
+	}
+	// The node first: its packets must not be refused once ours have reached it.
+	if err := d.peers.put(addrOf(r.Via), 1); err != nil {
+		return fmt.Errorf("remote %s: node %s: %w", r.Prefix, r.Via, err)
+	}
+	v := weftWeftRemote{Via: addrOf(r.Via), Mac: macOf(r.VTEPMAC), Mtu: uint16(r.MTU)}
+	if r.Tunnel {
+		v.Tunnel = 1
+	}
+	if err := d.remotes.put(prefixOf(r.Prefix), v); err != nil {
+		return fmt.Errorf("remote %s: %w", r.Prefix, err)
+	}
+	before, known := d.via[r.Prefix]
+	d.via[r.Prefix] = r.Via
+	if known && before != r.Via {
+		return d.dropPeer(before)
+	}
+	return nil
+}
+
+func (d *Driver) dropRemote(p netip.Prefix) error {
+	if err := d.remotes.drop(prefixOf(p)); err != nil {
+		return fmt.Errorf("remote %s: %w", p, err)
+	}
+	via, known := d.via[p]
+	delete(d.via, p)
+	if !known {
+		return nil
+	}
+	return d.dropPeer(via)
+}
+
+// dropPeer removes a node's address once no prefix is reached through it.
+func (d *Driver) dropPeer(via netip.Addr) error {
+	for _, a := range d.via {
+		if a == via {
+			return nil
+		}
+	}
+	if err := d.peers.drop(addrOf(via)); err != nil {
+		return fmt.Errorf("node %s: %w", via, err)
+	}
+	return nil
+}
+
+func (d *Driver) putLocal(r *plan.Local, index int) error {
+	v := weftWeftLocal{Ifindex: uint32(index), Mac: macOf(r.MAC)}
+	if r.Shaped {
+		v.Shaped = 1
+	}
+	for _, a := range r.Addrs {
+		if err := d.locals.put(addrOf(a), v); err != nil {
+			return fmt.Errorf("local %s: address %s: %w", r.HostIf, a, err)
+		}
+		d.owner[a] = r.HostIf
+	}
+	return d.keepAddrs(r.HostIf, r.Addrs)
+}
+
+// keepAddrs removes the addresses that a local had and that are not in keep, unless another local has them now.
+func (d *Driver) keepAddrs(hostIf string, keep []netip.Addr) error {
+	for _, a := range d.addrs[hostIf] {
+		if slices.Contains(keep, a) || d.owner[a] != hostIf {
+			continue
+		}
+		if err := d.locals.drop(addrOf(a)); err != nil {
+			return fmt.Errorf("local %s: address %s: %w", hostIf, a, err)
+		}
+		delete(d.owner, a)
+	}
+	if len(keep) == 0 {
+		delete(d.addrs, hostIf)
+	} else {
+		d.addrs[hostIf] = slices.Clone(keep)
+	}
+	return nil
+}
+
+// Sweep implements the reconciler's Driver.
+func (d *Driver) Sweep(_ context.Context, want plan.View) error {
+	locals, devices := map[weftWeftAddr]bool{}, map[string]bool{}
+	for r := range plan.All[*plan.Local](want, plan.KindLocal) {
+		devices[r.HostIf] = true
+		for _, a := range r.Addrs {
+			locals[addrOf(a)] = true
+		}
+	}
+	remotes, peers := map[weftWeftPrefix]bool{}, map[weftWeftAddr]bool{}
+	for r := range plan.All[*plan.Remote](want, plan.KindRemote) {
+		remotes[prefixOf(r.Prefix)] = true
+		peers[addrOf(r.Via)] = true
+	}
+	for r := range plan.All[*plan.Hook](want, plan.KindHook) {
+		devices[r.Dev] = true
+	}
+	return errors.Join(
+		d.locals.keep(locals), d.remotes.keep(remotes), d.peers.keep(peers),
+		d.mode.keep(devices), d.removeLayouts())
+}
+
+// Features says what of the kernel is used, and what instead of what is missing.
+func (d *Driver) Features() []model.Feature {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []model.Feature
+	for _, name := range slices.Sorted(maps.Keys(d.features)) {
+		out = append(out, *d.features[name])
+	}
+	return out
+}
+
+func (d *Driver) feature(name, state, detail string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.features[name] = &model.Feature{Name: name, State: state, Detail: detail}
+}
+
+// Stats returns what became of packets since the maps were made, by reason, summed over CPUs. The names are
+// those of enum weft_reason in bpf/lib/stats.h in lower case, without the prefix.
+func (d *Driver) Stats() map[string]uint64 {
+	out := make(map[string]uint64, len(d.names))
+	for i, name := range d.names {
+		var perCPU []uint64
+		if err := d.objs.Stats.Lookup(uint32(i), &perCPU); err != nil {
+			continue // the map is an array: only a closed driver gets here
+		}
+		for _, n := range perCPU {
+			out[name] += n
+		}
+	}
+	return out
+}

@@ -1,0 +1,131 @@
+package ebpf
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	reasonType   = "weft_reason"
+	reasonPrefix = "WEFT_"
+	reasonEnd    = "WEFT_REASONS"
+	layoutPrefix = "maps-"
+)
+
+// ensureBPFFS makes dir and all above it, and mounts a bpffs if it would not be on one: on /sys/fs/bpf, where
+// everybody expects it, if dir is below that, else on dir itself.
+func ensureBPFFS(dir string) error {
+	at := dir
+	if std := "/sys/fs/bpf"; dir == std || strings.HasPrefix(dir, std+"/") {
+		at = std
+	}
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return fmt.Errorf("make directory %s for BPF pins: %w", at, err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(at, &fs); err != nil {
+		return fmt.Errorf("find out what file system %s is on: %w", at, err)
+	}
+	if fs.Type != unix.BPF_FS_MAGIC {
+		if err := unix.Mount("bpf", at, "bpf", 0, "mode=0700"); err != nil {
+			return fmt.Errorf("%s is not on a BPF file system and none can be mounted there "+
+				"(paths.bpf must be on one; in a container, mount the host's /sys/fs/bpf): %w", at, err)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make directory %s for BPF pins: %w", dir, err)
+	}
+	return nil
+}
+
+// load loads all programs with the maps pinned for their layout, which are made if they are not there.
+func (d *Driver) load() error {
+	spec, err := loadWeft()
+	if err != nil {
+		return fmt.Errorf("read the embedded BPF object: %w", err)
+	}
+	if d.names, err = reasonNames(spec); err != nil {
+		return err
+	}
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinByName
+	}
+	d.layout = layoutOf(spec)
+	pins := filepath.Join(d.dir, layoutPrefix+d.layout)
+	if err := os.MkdirAll(pins, 0o700); err != nil {
+		return fmt.Errorf("make directory for pinned maps: %w", err)
+	}
+	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pins}})
+	var rejected *ebpf.VerifierError
+	switch {
+	case errors.As(err, &rejected):
+		return fmt.Errorf("load BPF programs: this kernel's verifier says: %+v", rejected)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("load BPF programs: %w (the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN)", err)
+	case err != nil:
+		return fmt.Errorf("load BPF programs with the maps in %s: %w", pins, err)
+	}
+	return nil
+}
+
+// layoutOf is a short hash of everything that must agree between programs and maps: names, kinds, sizes, and
+// the C types of keys and values by name, member and offset.
+func layoutOf(spec *ebpf.CollectionSpec) string {
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
+		m := spec.Maps[name]
+		fmt.Fprintf(h, "%s %s %d %d %d %d", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
+		fmt.Fprintf(h, " %s %s\n", describe(m.Key), describe(m.Value))
+	}
+	// The meaning of a counter is its place in the enumeration.
+	names, _ := reasonNames(spec)
+	fmt.Fprint(h, names)
+	return fmt.Sprintf("%x", h.Sum(nil)[:6])
+}
+
+func describe(t btf.Type) string {
+	if t == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%+10v", t)
+}
+
+// reasonNames returns the names of the counters by their number.
+func reasonNames(spec *ebpf.CollectionSpec) ([]string, error) {
+	var reasons *btf.Enum
+	if err := spec.Types.TypeByName(reasonType, &reasons); err != nil {
+		return nil, fmt.Errorf("read the names of the counters: %w", err)
+	}
+	var out []string
+	for _, v := range reasons.Values {
+		if v.Name != reasonEnd {
+			out = append(out, strings.ToLower(strings.TrimPrefix(v.Name, reasonPrefix)))
+		}
+	}
+	return out, nil
+}
+
+// removeLayouts removes the maps of other layouts: no program that is attached uses them any more.
+func (d *Driver) removeLayouts() error {
+	dirs, err := filepath.Glob(filepath.Join(d.dir, layoutPrefix+"*"))
+	if err != nil {
+		return fmt.Errorf("list pinned maps: %w", err)
+	}
+	var errs []error
+	for _, dir := range dirs {
+		if filepath.Base(dir) != layoutPrefix+d.layout {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,267 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"weft/internal/model"
+	"weft/internal/netset"
+	"weft/internal/plan"
+)
+
+// The rig: nodes are network namespaces joined by one veth, pods are namespaces with a veth into a node's. It makes with
+// `ip` what datapath/linux makes on a node; routes of the host lead to the same places as the maps.
+
+const (
+	overlayDev = "weft-vxlan"
+	uplink     = "eth0"
+	vxlanPort  = 8472
+)
+
+type node struct {
+	t      *testing.T
+	id     int
+	ns     string
+	addrs  []netip.Addr
+	pods   []*pod
+	rows   rows
+	driver *Driver
+	pins   string
+	opts   []Option
+}
+
+type pod struct {
+	node   *node
+	ns     string
+	hostIf string
+	mac    model.MAC
+	addrs  []netip.Addr // one of each family
+}
+
+func (p *pod) addr(f netset.Family) netip.Addr { return netset.First(p.addrs, f) }
+
+// rows is a plan.View of a map.
+type rows map[plan.Key]plan.Row
+
+func (r rows) Get(k plan.Key) plan.Row { return r[k] }
+
+func (r rows) All(k plan.Kind) iter.Seq[plan.Row] {
+	return func(yield func(plan.Row) bool) {
+		for key, row := range r {
+			if key.Kind == k && !yield(row) {
+				return
+			}
+		}
+	}
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// ip runs `ip -n NS ARGS`, one command a line.
+func ip(t testing.TB, ns, lines string) {
+	t.Helper()
+	args := []string{"-batch", "-"}
+	if ns != "" {
+		args = append([]string{"-n", ns}, args...)
+	}
+	cmd := exec.Command("ip", args...)
+	cmd.Stdin = strings.NewReader(lines)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("ip %s: %v\n%s\n%s", strings.Join(args, " "), err, out, lines)
+	}
+}
+
+// within runs f on a thread of its own in a namespace. Sockets that f opens stay in it.
+func within(t testing.TB, ns string, f func() error) {
+	t.Helper()
+	if err := in(ns, f); err != nil {
+		t.Fatalf("in %s: %v", ns, err)
+	}
+}
+
+func in(ns string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		h, err := netns.GetFromName(ns)
+		if err == nil {
+			err = netns.Set(h)
+			_ = h.Close()
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+func sysctl(path, value string) func() error {
+	return func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0o600) }
+}
+
+func newNS(t testing.TB, name string) string {
+	t.Helper()
+	name = fmt.Sprintf("wt%d-%s", os.Getpid(), name)
+	ip(t, "", "netns add "+name)
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
+	ip(t, name, "link set lo up")
+	return name
+}
+
+// network joins two nodes by a veth of the given MTU. Nothing is applied yet.
+func network(t *testing.T, mtu int, opts ...Option) (a, b *node) {
+	t.Helper()
+	needRoot(t)
+	a, b = newNode(t, 1, opts...), newNode(t, 2, opts...)
+	ip(t, a.ns, fmt.Sprintf("link add %s mtu %d type veth peer name %s mtu %d netns %s", uplink, mtu, uplink, mtu, b.ns))
+	for _, n := range []*node{a, b} {
+		ip(t, n.ns, fmt.Sprintf("addr add %s/24 dev %s\naddr add %s/64 dev %s nodad\nlink set %s up", n.addrs[0], uplink, n.addrs[1], uplink, uplink))
+	}
+	return a, b
+}
+
+func newNode(t *testing.T, id int, opts ...Option) *node {
+	t.Helper()
+	n := &node{
+		t: t, id: id, ns: newNS(t, fmt.Sprintf("n%d", id)), rows: rows{}, opts: opts,
+		addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.168.7.%d", id)), netip.MustParseAddr(fmt.Sprintf("fd07::%d", id))},
+		pins:  filepath.Join(t.TempDir(), "bpf"),
+	}
+	t.Cleanup(func() {
+		if n.driver != nil {
+			_ = n.driver.Close()
+		}
+		_ = unix.Unmount(n.pins, unix.MNT_DETACH)
+	})
+	within(t, n.ns, func() error {
+		return errors.Join(
+			sysctl("net/ipv4/ip_forward", "1")(), sysctl("net/ipv6/conf/all/forwarding", "1")(),
+			sysctl("net/ipv4/conf/all/rp_filter", "0")(), sysctl("net/ipv4/conf/default/rp_filter", "0")())
+	})
+	return n
+}
+
+// podCIDRs are the prefixes of a node's pods.
+func (n *node) podCIDRs() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n.id)),
+		netip.MustParsePrefix(fmt.Sprintf("fd10:244:0:%d::/64", n.id)),
+	}
+}
+
+// addPod makes a pod with its link and its row.
+func (n *node) addPod(mtu int) *pod {
+	n.t.Helper()
+	i := len(n.pods) + 1
+	p := &pod{node: n, ns: newNS(n.t, fmt.Sprintf("n%dp%d", n.id, i)), hostIf: fmt.Sprintf("weft%d", i), mac: model.MAC{2, 0, 0, 0, byte(n.id), byte(i)}}
+	for _, c := range n.podCIDRs() {
+		p.addrs = append(p.addrs, netset.Nth(c, uint64(i+1)))
+	}
+	ip(n.t, n.ns, fmt.Sprintf("link add %s mtu %d address %s type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up",
+		p.hostIf, mtu, model.GatewayMAC, mtu, p.mac, p.ns, p.hostIf))
+	ip(n.t, p.ns, "link set eth0 up")
+	for i, a := range p.addrs {
+		f := netset.Of(a)
+		gw := netset.Gateway(f)
+		ip(n.t, p.ns, fmt.Sprintf("addr add %s dev eth0 %s\nroute add %s dev eth0\nneigh replace %s lladdr %s nud permanent dev eth0\nroute add default via %s dev eth0",
+			netset.Host(a), map[bool]string{true: "nodad"}[f == netset.V6], netset.Host(gw), gw, model.GatewayMAC, gw))
+		ip(n.t, n.ns, fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev %s\nroute add %s dev %s src %s",
+			a, p.mac, p.hostIf, netset.Host(a), p.hostIf, n.addrs[i]))
+	}
+	n.pods = append(n.pods, p)
+	n.want(p.row())
+	return p
+}
+
+func (p *pod) row() *plan.Local { return &plan.Local{HostIf: p.hostIf, MAC: p.mac, Addrs: p.addrs} }
+
+func (n *node) want(rs ...plan.Row) {
+	for _, r := range rs {
+		n.rows[r.Key()] = r
+	}
+}
+
+// overlay makes the VXLAN device as datapath/linux does.
+func (n *node) overlay(mtu int) {
+	n.t.Helper()
+	ip(n.t, n.ns, fmt.Sprintf("link add %s mtu %d address %s type vxlan external dstport %d udp6zerocsumrx\nlink set %s up",
+		overlayDev, mtu, model.GatewayMAC, vxlanPort, overlayDev))
+	n.want(&plan.Hook{Dev: overlayDev, Role: plan.RoleOverlay})
+}
+
+func (n *node) settings() *plan.Settings {
+	s := &plan.Settings{GatewayMAC: model.GatewayMAC, VNI: 1, Port: vxlanPort, Underlay: uplink, Addrs: n.addrs}
+	if n.rows[plan.Key{Kind: plan.KindHook, Name: overlayDev}] != nil {
+		s.Overlay = overlayDev
+	}
+	return s
+}
+
+// reach adds rows and routes to another node: by a tunnel between the addresses of the outer family, or directly.
+func (n *node) reach(peer *node, outer netset.Family, tunnel bool, mtu int) {
+	n.t.Helper()
+	n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
+	for i, c := range peer.podCIDRs() {
+		r := &plan.Remote{Prefix: c, Via: peer.addrs[i], Tunnel: tunnel, MTU: mtu}
+		if tunnel {
+			r.Via, r.VTEPMAC = netset.First(peer.addrs, outer), model.GatewayMAC
+			ip(n.t, n.ns, fmt.Sprintf("route add %s dev %s src %s mtu %d", c, overlayDev, n.addrs[i], mtu))
+			n.want(&plan.Remote{Prefix: netset.Host(peer.addrs[i]), Via: r.Via, Tunnel: true, VTEPMAC: model.GatewayMAC, MTU: mtu})
+		} else {
+			ip(n.t, n.ns, fmt.Sprintf("route add %s via %s dev %s onlink", c, peer.addrs[i], uplink))
+			n.want(&plan.Remote{Prefix: netset.Host(peer.addrs[i]), Via: peer.addrs[i], MTU: mtu})
+		}
+		n.want(r)
+	}
+}
+
+// apply applies every wanted row, with a new driver if there is none.
+func (n *node) apply() {
+	n.t.Helper()
+	if n.driver == nil {
+		n.open()
+	}
+	within(n.t, n.ns, func() error {
+		var ch plan.Changes
+		for _, k := range plan.Kinds() {
+			for r := range n.rows.All(k) {
+				ch.Upsert = append(ch.Upsert, r)
+			}
+		}
+		var errs []error
+		for _, err := range n.driver.Apply(n.t.Context(), n.rows, ch) {
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// open makes a driver on the node's pins, as an agent's start does.
+func (n *node) open() {
+	n.t.Helper()
+	within(n.t, n.ns, func() (err error) {
+		n.driver, err = New(n.pins, slog.New(slog.NewTextHandler(io.Discard, nil)), n.opts...)
+		return err
+	})
+}
+
+func (n *node) dump() string { return fmt.Sprintf("node %d: %v", n.id, n.driver.Stats()) }

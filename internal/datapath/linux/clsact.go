@@ -1,0 +1,87 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	filterMark     = "weft_"
+	filterHandle   = 1
+	filterPriority = 0x7765 // "we": fixed, so that a filter is replaced and never doubled
+)
+
+// AttachClsact runs a BPF program on a device's ingress or egress by a direct-action filter of the clsact
+// qdisc, which is made if it is not there. A filter of an earlier agent is replaced in place. It is recognised by its name,
+// which begins with weft_, and goes with the device or by DetachClsact.
+func AttachClsact(ifindex int, ingress bool, fd int, name string) error {
+	if !strings.HasPrefix(name, filterMark) {
+		return fmt.Errorf("filter %q: its name must begin with %s", name, filterMark)
+	}
+	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add qdisc clsact to device %d: %w", ifindex, err)
+	}
+	filter := &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: ifindex, Parent: clsactParent(ingress), Handle: filterHandle,
+			Priority: filterPriority, Protocol: unix.ETH_P_ALL,
+		},
+		Fd: fd, Name: name, DirectAction: true,
+	}
+	if err := netlink.FilterReplace(filter); err != nil {
+		return fmt.Errorf("replace filter %s on device %d: %w", name, ifindex, err)
+	}
+	return nil
+}
+
+func clsactParent(ingress bool) uint32 {
+	if ingress {
+		return netlink.HANDLE_MIN_INGRESS
+	}
+	return netlink.HANDLE_MIN_EGRESS
+}
+
+// DetachClsact removes our filters from a device. The qdisc stays: others may use it.
+func DetachClsact(ifindex int) error {
+	link, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return nil //nolint:nilerr // the device is gone, and its filters with it
+	}
+	for _, ingress := range []bool{true, false} {
+		filters, err := netlink.FilterList(link, clsactParent(ingress))
+		if err != nil {
+			return fmt.Errorf("list filters of %s: %w", link.Attrs().Name, err)
+		}
+		for _, f := range filters {
+			if b, ok := f.(*netlink.BpfFilter); !ok || !strings.HasPrefix(b.Name, filterMark) {
+				continue
+			}
+			if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("delete a filter of %s: %w", link.Attrs().Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// SweepClsact removes our filters from every device that keep does not want.
+func SweepClsact(keep func(dev string) bool) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if !keep(l.Attrs().Name) {
+			errs = append(errs, DetachClsact(l.Attrs().Index))
+		}
+	}
+	return errors.Join(errs...)
+}
