@@ -48,6 +48,10 @@ type Spec struct {
 	Congestion string `json:"congestion,omitempty"`
 	ClientCPU  int    `json:"clientCPU"` // AnyCPU or a CPU number
 	ServerCPU  int    `json:"serverCPU"`
+	// Priority of the measuring threads: 0 as the process, -20..-1 a nice level, 1..99 SCHED_FIFO.
+	// It is for machines on which others work too. A busy loop under SCHED_FIFO keeps the kernel's own
+	// threads off its CPU: not for stream and udp-pps.
+	Priority int `json:"priority,omitempty"`
 }
 
 // Defaults fills what is empty.
@@ -83,6 +87,10 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("flows: %d is not in 1..60000", s.Flows)
 	case s.Buffer < 0 || s.Buffer > 1<<30:
 		return fmt.Errorf("buffer: %d is not in 0..1073741824", s.Buffer)
+	case s.Priority < -20 || s.Priority > 99:
+		return fmt.Errorf("priority: %d is not in -20..99", s.Priority)
+	case s.Priority > 0 && (s.Mode == Stream || s.Mode == UDPPPS):
+		return fmt.Errorf("priority: %d (SCHED_FIFO) would starve the kernel in mode %s", s.Priority, s.Mode)
 	case s.ClientCPU < AnyCPU || s.ServerCPU < AnyCPU:
 		return fmt.Errorf("cpu: %d, %d: neither -1 nor a CPU", s.ClientCPU, s.ServerCPU)
 	}

@@ -136,6 +136,7 @@ func TestSpecNamesTheField(t *testing.T) {
 		"size:":     func(s *Spec) { s.Size = 0 },
 		"flows:":    func(s *Spec) { s.Mode = Flows },
 		"buffer:":   func(s *Spec) { s.Buffer = -1 },
+		"priority:": func(s *Spec) { s.Priority = 100 },
 		"cpu:":      func(s *Spec) { s.ServerCPU = -2 },
 	} {
 		s := good
@@ -147,7 +148,7 @@ func TestSpecNamesTheField(t *testing.T) {
 }
 
 // serve starts a server on a loopback address.
-func serve(t *testing.T, address string) Target {
+func serve(t *testing.T, address string, priority bool) Target {
 	t.Helper()
 	lis, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
@@ -155,7 +156,7 @@ func serve(t *testing.T, address string) Target {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- Serve(ctx, lis) }()
+	go func() { ended <- Serve(ctx, lis, priority) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -167,7 +168,7 @@ func serve(t *testing.T, address string) Target {
 
 func TestEveryModeOverLoopback(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1"} {
-		target := serve(t, address)
+		target := serve(t, address, false)
 		for _, mode := range Modes() {
 			t.Run(address+"/"+string(mode), func(t *testing.T) {
 				spec := Spec{
@@ -227,7 +228,7 @@ func TestErrorsNameHostAndPort(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "127.0.0.1 port "+strconv.Itoa(int(port))) {
 		t.Errorf("nobody listens: %v", err)
 	}
-	target := serve(t, "127.0.0.1")
+	target := serve(t, "127.0.0.1", false)
 	spec.ServerCPU = 4095
 	_, err = Run(t.Context(), target, spec)
 	if err == nil || !strings.Contains(err.Error(), "port "+strconv.Itoa(int(target.Port))) {
@@ -245,8 +246,26 @@ func TestErrorsNameHostAndPort(t *testing.T) {
 	}
 }
 
+func TestPriorityNeedsLeave(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	spec := Spec{Mode: RR, Duration: 20 * time.Millisecond, ClientCPU: 0, ServerCPU: 0, Priority: 20}
+	if _, err := Run(t.Context(), serve(t, "127.0.0.1", true), spec); err != nil {
+		t.Errorf("SCHED_FIFO: %v", err)
+	}
+	_, err := Run(t.Context(), serve(t, "127.0.0.1", false), spec)
+	if err == nil || !strings.Contains(err.Error(), "--allow-priority") {
+		t.Errorf("a server that did not allow it: %v", err)
+	}
+	spec.Mode = Stream
+	if err := spec.Validate(); err == nil {
+		t.Error("a stream may starve the kernel")
+	}
+}
+
 func TestOneTestAtATime(t *testing.T) {
-	target := serve(t, "127.0.0.1")
+	target := serve(t, "127.0.0.1", false)
 	spec := Spec{Mode: RR, Duration: 3 * time.Second, ClientCPU: AnyCPU, ServerCPU: AnyCPU}
 	first := make(chan error, 1)
 	long := spec

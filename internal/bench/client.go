@@ -95,7 +95,7 @@ func short(err error) error {
 
 // run measures; it is called in the locked thread.
 func (c *client) run() error {
-	if err := pin(c.spec.ClientCPU); err != nil {
+	if err := place(c.spec.ClientCPU, c.spec.Priority); err != nil {
 		return err
 	}
 	switch c.spec.Mode {

@@ -13,8 +13,19 @@ import (
 // userHZ is the unit of /proc/stat, 1/100 s on every architecture Go knows (proc(5)).
 const userHZ = 100
 
-// pin binds the calling thread, which must be locked, to one CPU. AnyCPU does nothing.
-func pin(cpu int) error {
+// place binds the calling thread, which must be locked, to one CPU and gives it its priority.
+func place(cpu, priority int) error {
+	var err error
+	switch {
+	case priority > 0:
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(priority)}
+		err = unix.SchedSetAttr(0, &attr, 0)
+	case priority < 0: // Linux has nice levels of threads
+		err = unix.Setpriority(unix.PRIO_PROCESS, 0, priority)
+	}
+	if err != nil {
+		return fmt.Errorf("set priority %d: %w", priority, err)
+	}
 	if cpu == AnyCPU {
 		return nil
 	}

@@ -43,8 +43,9 @@ type session struct {
 
 // Serve answers tests one at a time until ctx ends: control connections on lis, the test's traffic
 // on the following port, or one that the kernel chooses if that is in use. It keeps no state, but
-// turns garbage collection off for the process, as Run does, until it holds 256 MB.
-func Serve(ctx context.Context, lis net.Listener) error {
+// turns garbage collection off for the process, as Run does, until it holds 256 MB. Clients may
+// choose the priority of its thread only if priority is true.
+func Serve(ctx context.Context, lis net.Listener, priority bool) error {
 	quiet()
 	stop := context.AfterFunc(ctx, func() { _ = lis.Close() })
 	defer stop()
@@ -61,7 +62,7 @@ func Serve(ctx context.Context, lis net.Listener) error {
 			defer func() { _ = conn.Close() }()
 			select {
 			case free <- struct{}{}:
-				serveOne(ctx, conn)
+				serveOne(ctx, conn, priority)
 				<-free
 			case <-time.After(patience):
 				_ = json.NewEncoder(conn).Encode(ready{Error: "the server is busy with another test"})
@@ -85,12 +86,16 @@ func quiet() {
 }
 
 // serveOne runs one test. Errors go to the client: only it knows what was meant.
-func serveOne(ctx context.Context, conn net.Conn) {
+func serveOne(ctx context.Context, conn net.Conn, priority bool) {
 	in, out := json.NewDecoder(conn), json.NewEncoder(conn)
 	_ = conn.SetReadDeadline(time.Now().Add(stall))
 	s := &session{}
 	if err := in.Decode(&s.spec); err != nil {
 		_ = out.Encode(ready{Error: fmt.Sprintf("not a test: %v", err)})
+		return
+	}
+	if s.spec.Priority != 0 && !priority {
+		_ = out.Encode(ready{Error: "priority: the server was not started with --allow-priority"})
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
@@ -101,15 +106,15 @@ func serveOne(ctx context.Context, conn net.Conn) {
 	}
 	cancel := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer cancel()
-	pinned, result := make(chan error, 1), make(chan report, 1)
+	placed, result := make(chan error, 1), make(chan report, 1)
 	go locked(func() {
-		err := pin(s.spec.ServerCPU)
-		if pinned <- err; err == nil {
+		err := place(s.spec.ServerCPU, s.spec.Priority)
+		if placed <- err; err == nil {
 			result <- s.run()
 		}
 		s.data.close()
 	})
-	if err := <-pinned; err != nil {
+	if err := <-placed; err != nil {
 		_ = out.Encode(ready{Error: err.Error()})
 		return
 	}

@@ -32,7 +32,7 @@ type benchFlags struct {
 
 // BenchCommand is `weft bench`: the measuring tool between any two hosts.
 func BenchCommand() *cobra.Command {
-	var server bool
+	var server, priority bool
 	var listen string
 	var port uint16
 	cmd := &cobra.Command{
@@ -53,11 +53,12 @@ The server answers anybody who can reach its ports (PORT and PORT+1): stop it af
 			if !server {
 				return cmd.Help()
 			}
-			return benchServe(cmd.Context(), cmd.ErrOrStderr(), net.JoinHostPort(listen, strconv.Itoa(int(port))))
+			return benchServe(cmd.Context(), cmd.ErrOrStderr(), net.JoinHostPort(listen, strconv.Itoa(int(port))), priority)
 		},
 	}
 	cmd.Flags().BoolVar(&server, "server", false, "answer the tests of others until interrupted")
 	cmd.Flags().StringVar(&listen, "listen", "", "server: address to listen on (all)")
+	cmd.Flags().BoolVar(&priority, "allow-priority", false, "server: let clients choose the priority of its measuring thread")
 	cmd.Flags().Uint16Var(&port, "port", bench.DefaultPort, "server: control port; the tests use the next one")
 	for _, m := range []struct {
 		mode  bench.Mode
@@ -75,7 +76,7 @@ The server answers anybody who can reach its ports (PORT and PORT+1): stop it af
 }
 
 // benchServe runs the server until SIGINT or SIGTERM.
-func benchServe(ctx context.Context, log io.Writer, address string) error {
+func benchServe(ctx context.Context, log io.Writer, address string, priority bool) error {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM)
 	defer stop()
 	lis, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
@@ -83,7 +84,7 @@ func benchServe(ctx context.Context, log io.Writer, address string) error {
 		return fmt.Errorf("listen on %s: %w", address, err)
 	}
 	_, _ = fmt.Fprintf(log, "listening on %s\n", lis.Addr())
-	return bench.Serve(ctx, lis)
+	return bench.Serve(ctx, lis, priority)
 }
 
 // benchMode is the subcommand of one mode; the two UDP modes share one.
@@ -110,6 +111,7 @@ func benchMode(mode bench.Mode, short string) *cobra.Command {
 	fl.IntVar(&f.spec.Buffer, "buffer", 0, "socket buffers in bytes (0: the kernel tunes them)")
 	fl.IntVar(&f.spec.ClientCPU, "client-cpu", bench.AnyCPU, "pin the client's thread to this CPU")
 	fl.IntVar(&f.spec.ServerCPU, "server-cpu", bench.AnyCPU, "pin the server's thread to this CPU")
+	fl.IntVar(&f.spec.Priority, "priority", 0, "of the measuring threads: -20..-1 a nice level, 1..99 SCHED_FIFO; for busy machines")
 	fl.Uint16Var(&f.port, "port", bench.DefaultPort, "the server's control port")
 	for _, family := range netset.Families() {
 		digit := strconv.Itoa(int(family))

@@ -24,7 +24,7 @@ func benchRun(t *testing.T, args ...string) (string, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- bench.Serve(ctx, lis) }()
+	go func() { ended <- bench.Serve(ctx, lis, false) }()
 	defer func() { cancel(); <-ended }()
 	port := netip.MustParseAddrPort(lis.Addr().String()).Port()
 	var out bytes.Buffer
