@@ -184,7 +184,9 @@ func TestSupervision(t *testing.T) {
 	if err := h.SignalProcess(t.Context(), "server", unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	st = await(t, h, func(m map[string]host.Status) bool { return m["server"].State == host.Running && m["server"].Restarts == 1 })
+	st = await(t, h, func(m map[string]host.Status) bool {
+		return m["server"].State == host.Running && m["server"].Restarts == 1
+	})
 	if st["server"].ExitCode != 128+9 {
 		t.Errorf("exit code of a killed process: %+v", st["server"])
 	}
@@ -202,7 +204,9 @@ func TestSupervision(t *testing.T) {
 	if err := h.RestartProcess(t.Context(), "server"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, h, func(m map[string]host.Status) bool { return m["server"].State == host.Running && m["server"].Restarts == 3 })
+	await(t, h, func(m map[string]host.Status) bool {
+		return m["server"].State == host.Running && m["server"].Restarts == 3
+	})
 	if err := h.AddProcess(t.Context(), host.Process{Name: "more", Args: []string{"sleep", "1000"}}); err != nil {
 		t.Fatal(err)
 	}

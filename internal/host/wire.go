@@ -9,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/netset"
 )
 
 // Port is one end of a wire.
@@ -154,7 +156,7 @@ func (h *Host) configure(nl *netlink.Handle, p Port) error {
 		}
 	}
 	for _, gw := range p.Via {
-		if err := h.addRoute(nl, netip.PrefixFrom(unspecified(gw), 0), gw); err != nil {
+		if err := h.addRoute(nl, netset.Default(netset.Of(gw)), gw); err != nil {
 			return err
 		}
 	}
@@ -177,13 +179,6 @@ func (h *Host) addRoute(nl *netlink.Handle, to netip.Prefix, via netip.Addr) err
 		return fmt.Errorf("replace route %s via %s on %s: %w", to, via, h.spec.Name, err)
 	}
 	return nil
-}
-
-func unspecified(a netip.Addr) netip.Addr {
-	if a.Is6() {
-		return netip.IPv6Unspecified()
-	}
-	return netip.AddrFrom4([4]byte{})
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

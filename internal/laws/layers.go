@@ -57,7 +57,7 @@ func owners() []owner {
 	return []owner{
 		{"k8s.io/client-go", []string{"source/kube"}, "every other package stays testable without an API server"},
 		{"github.com/cilium/statedb", []string{"store", "reconcile"}, "how tables are kept is nobody else's business"},
-		{"github.com/vishvananda/netlink", []string{"datapath/linux"}, "one place touches links, routes and rules"},
+		{"github.com/vishvananda/netlink", []string{"datapath/linux", "host"}, "one place touches links, routes and rules (host wires the lab's machines)"},
 		{"github.com/cilium/ebpf", []string{"datapath/ebpf"}, "one place loads, attaches and pins"},
 		{"github.com/google/nftables", []string{"datapath/nft"}, "one place writes nftables"},
 	}
