@@ -2,8 +2,9 @@
 // messages of the methods that other binaries call.
 //
 // A frame is a 4-byte big-endian length and a JSON document of that many bytes. A
-// connection carries one request, {"method","params"}, and then the replies to it:
-// any number of {"result"}, ended by {"end":true} or {"error":{code,msg,details}}.
+// connection carries one request, {"method","params"}, and then the replies to it: at
+// once {"accepted":true}, by which a caller tells a busy agent from a hanging one, then any number of
+// {"result"}, ended by {"end":true} or {"error":{code,msg,details}}.
 // JSON and no generated code, because weft-cni speaks it and must stay small.
 //
 // It is not an RPC system for others: the socket is root's, on one host, and both
@@ -40,9 +41,10 @@ type request struct {
 
 // reply is every other frame. Exactly one field is set.
 type reply struct {
-	Result json.RawMessage `json:"result,omitempty"`
-	Error  *Error          `json:"error,omitempty"`
-	End    bool            `json:"end,omitempty"`
+	Accepted bool            `json:"accepted,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *Error          `json:"error,omitempty"`
+	End      bool            `json:"end,omitempty"`
 }
 
 // writeFrame sends v as one frame with one write.

@@ -187,6 +187,15 @@ func TestAway(t *testing.T) {
 	if err := Call(within(t), path, "x", nil, nil); !Away(err) {
 		t.Errorf("agent died: %v", err)
 	}
+
+	// A stopped agent's kernel still accepts connections.
+	before := time.Now()
+	if err := Call(within(t), path, "x", nil, nil); !Away(err) || !strings.Contains(err.Error(), "hangs") {
+		t.Errorf("agent hangs: %v", err)
+	}
+	if d := time.Since(before); d > 2*time.Second {
+		t.Errorf("a hanging agent was noticed after %s", d)
+	}
 	l.Close()
 }
 
@@ -311,9 +320,11 @@ func FuzzServer(f *testing.F) {
 				go func() { _, _ = io.Copy(io.Discard, us) }()
 				time.AfterFunc(time.Millisecond, func() { us.Close() })
 			} else {
-				var rep reply
-				if err := readFrame(us, &rep); err != nil || string(rep.Result) != "7" {
-					t.Fatalf("after %q: %+v, %v", in, rep, err)
+				for want := range []int{0, 1} {
+					var rep reply
+					if err := readFrame(us, &rep); err != nil || rep.Accepted != (want == 0) || want == 1 && string(rep.Result) != "7" {
+						t.Fatalf("after %q: %+v, %v", in, rep, err)
+					}
 				}
 				us.Close()
 			}

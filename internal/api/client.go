@@ -7,8 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 )
+
+// acceptWait is how long an agent may take to accept a request; longer, and it hangs, or is stopped. With the
+// plugin's own start it stays below the 2 s in which an ADD must fail when the agent is away.
+const acceptWait = 1700 * time.Millisecond
 
 // Call asks the agent at the socket and stores the first result in *result, which may be nil.
 // The agent's refusal is an *Error. An agent that is not there, or goes away before it answered, is an
@@ -54,12 +59,16 @@ func Stream(ctx context.Context, socket, method string, params any, each func(js
 	if err := writeFrame(conn, req); err != nil {
 		return lost(ctx, method, err)
 	}
+	_ = conn.SetReadDeadline(time.Now().Add(acceptWait))
 	for {
 		var rep reply
 		if err := readFrame(conn, &rep); err != nil {
 			return lost(ctx, method, err)
 		}
 		switch {
+		case rep.Accepted:
+			_ = conn.SetReadDeadline(time.Time{})
+			continue
 		case rep.Error != nil:
 			return rep.Error
 		case rep.End:
@@ -90,6 +99,8 @@ func lost(ctx context.Context, method string, err error) error {
 		return fmt.Errorf("%s: %w", method, context.Cause(ctx))
 	case errors.Is(err, ErrFrame):
 		return fmt.Errorf("%s: %w", method, err)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &awayError{fmt.Errorf("%s: the agent hangs: it did not accept the request within %s", method, acceptWait)}
 	case errors.Is(err, io.EOF):
 		return &awayError{fmt.Errorf("%s: the agent closed the connection without an answer", method)}
 	}

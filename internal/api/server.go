@@ -105,6 +105,9 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 		call, done = context.WithTimeout(ctx, time.Duration(req.TimeoutMillis)*time.Millisecond)
 		defer done()
 	}
+	if err := writeFrame(conn, reply{Accepted: true}); err != nil {
+		return
+	}
 	// The caller has nothing more to say: the next thing to be read is that it left.
 	go func() {
 		_, _ = conn.Read(make([]byte, 1))
