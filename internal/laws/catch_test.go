@@ -45,7 +45,7 @@ func TestLawsCatch(t *testing.T) {
 		{"upward import", "weft/internal/model", doc + `import _ "weft/internal/store"`, "imports lower layers only"},
 		{"sideways import", "weft/internal/mesh", doc + `import _ "weft/internal/flow"`, "imports lower layers only"},
 		{"wanted sibling", "weft/internal/plan", doc + `import _ "weft/internal/model"`, ""},
-		{"netlink elsewhere", "weft/internal/mesh", doc + `import _ "github.com/vishvananda/netlink/nl"`, "only datapath/linux may"},
+		{"netlink elsewhere", "weft/internal/mesh", doc + `import _ "github.com/vishvananda/netlink/nl"`, "only datapath/linux and host may"},
 		{"client-go elsewhere", "weft/internal/agent", doc + `import _ "k8s.io/client-go/rest"`, "only source/kube may"},
 		{"clock in a compiler", "weft/internal/compile/route", doc + `import _ "time"`, "arithmetic"},
 		{"netip in a compiler", "weft/internal/compile/route", doc + `import _ "net/netip"`, ""},
