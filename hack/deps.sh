@@ -11,7 +11,7 @@ packages() {
 	lint) echo shellcheck ;;
 	vm) echo qemu-system-x86 dpkg xz-utils zstd ;;
 	bench) echo iproute2 nftables ethtool ;;
-	e2e) echo iproute2 nftables iputils-ping kmod gcc libc6-dev libseccomp-dev pkg-config ;;
+	e2e) echo iproute2 nftables iputils-ping kmod gcc libc6-dev libseccomp-dev pkg-config busybox-static bash dash curl netcat-openbsd bind9-dnsutils tcpdump ;;
 	*)
 		echo "deps.sh: no group \"$1\": test, gen, lint, vm, bench, e2e" >&2
 		exit 2

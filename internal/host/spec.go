@@ -57,7 +57,8 @@ type Spec struct {
 	// Sysctls are written below /proc/sys, keys with slashes: "net/ipv4/ip_forward".
 	// One that does not exist is skipped.
 	Sysctls map[string]string `json:"sysctls,omitempty"`
-	// Env is the environment of all processes and of Start, after PATH and HOME.
+	// Env is the environment of all processes and of Start, with PATH, HOME and TERM
+	// where it has none.
 	Env []string `json:"env,omitempty"`
 	// Processes are started in their order.
 	Processes []Process `json:"processes,omitempty"`
@@ -172,7 +173,14 @@ func (p *Process) validate() error {
 
 // environ is the environment of the host's processes.
 func (s *Spec) environ() []string {
-	return append([]string{"PATH=" + defaultPath, "HOME=/root", "TERM=" + os.Getenv("TERM")}, s.Env...)
+	env := slices.Clone(s.Env)
+	for _, def := range []string{"PATH=" + defaultPath, "HOME=/root", "TERM=" + os.Getenv("TERM")} {
+		name, _, _ := strings.Cut(def, "=")
+		if !slices.ContainsFunc(s.Env, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+			env = append(env, def) // a variable that is there twice has the value that its reader sees first or last
+		}
+	}
+	return env
 }
 
 func readSpec(dir string) (*Spec, error) {

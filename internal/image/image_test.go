@@ -48,9 +48,6 @@ func TestValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := validate.Index(index); err != nil {
-		t.Fatal(err)
-	}
 	m, err := index.IndexManifest()
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +57,13 @@ func TestValid(t *testing.T) {
 	}
 	if got := m.Manifests[1].Annotations["io.containerd.image.name"]; got != "localhost/a:2" {
 		t.Errorf("second name is %q", got)
+	}
+	compressed, err := index.Image(m.Manifests[0].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Image(compressed); err != nil { // of compressed layers it checks the content, too
+		t.Error(err)
 	}
 	img, err := index.Image(m.Manifests[2].Digest)
 	if err != nil {
@@ -71,6 +75,18 @@ func TestValid(t *testing.T) {
 	}
 	if c.Architecture != "arm64" || c.OS != "linux" || !c.Created.IsZero() {
 		t.Errorf("config: architecture %s, os %s, created %s", c.Architecture, c.OS, c.Created)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := layers[1].Compressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	if h, err := tar.NewReader(plain).Next(); err != nil || h.Name != "etc/" {
+		t.Errorf("a plain layer does not start with a tar header: %v %v", h, err)
 	}
 	// One shared layer, one more, two configurations and two manifests.
 	if len(names) != 6+2 {

@@ -18,9 +18,8 @@ type Program struct {
 	Tags    string // build tags
 	Stamp   bool   // the Kubernetes version is linked in: clients negotiate by it
 	Test    bool   // built by go test -c
-	Cgo     bool   // needs a C compiler and the headers of Debian's package
-	Debian  string // package that Cgo needs
-	Header  string // a file of that package
+	Cgo     bool   // needs a C compiler and Header
+	Header  string // C header file that Cgo needs
 }
 
 // Versions of everything that the cluster consists of. They stand here and nowhere else.
@@ -40,7 +39,7 @@ func Modules() []Module {
 		{Name: "runc", Requires: []string{"github.com/opencontainers/runc@" + runc}, Programs: []Program{{
 			// Without seccomp runc refuses the kubelet's default profile; it is the one that needs C.
 			Name: "runc", Package: "github.com/opencontainers/runc", Tags: "seccomp,netgo,osusergo", Cgo: true,
-			Debian: "libseccomp-dev", Header: "/usr/include/seccomp.h",
+			Header: "/usr/include/seccomp.h",
 		}}},
 		{Name: "plugins", Requires: []string{"github.com/containernetworking/plugins@" + plugins}, Programs: []Program{
 			{Name: "cni/loopback", Package: "github.com/containernetworking/plugins/plugins/main/loopback"},

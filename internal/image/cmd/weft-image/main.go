@@ -11,9 +11,6 @@ import (
 	"weft/internal/image"
 )
 
-// limit is the largest archive that weft promises, in bytes.
-const limit = 45 << 20
-
 func main() {
 	name := flag.String("name", "localhost/weft:dev", "the image's `reference`")
 	arch := flag.String("arch", "amd64", "architecture of the programs, as `GOARCH`")
@@ -30,21 +27,13 @@ func run(name, arch, from, out string) error {
 	if out == "" {
 		return fmt.Errorf("-o: the archive to write is missing")
 	}
-	l := image.NewLayer()
-	for _, p := range []string{"weft", "weft-cni"} {
-		l.File("/usr/bin/"+p, 0o755, filepath.Join(from, p))
-	}
 	f, err := os.CreateTemp(filepath.Dir(out), ".weft-image-")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
-	err = image.Write(f, image.Image{
-		Names: []string{name}, Arch: arch, Layers: []*image.Layer{l},
-		Entrypoint: []string{"/usr/bin/weft"}, Cmd: []string{"agent", "--config", "/etc/weft/config.yaml"},
-		Labels: map[string]string{"org.opencontainers.image.title": "weft", "org.opencontainers.image.licenses": "Apache-2.0"},
-	})
+	err = image.Write(f, image.Weft(name, arch, from))
 	if err != nil {
 		return err
 	}
@@ -52,8 +41,8 @@ func run(name, arch, from, out string) error {
 	if err != nil {
 		return err
 	}
-	if st.Size() > limit {
-		return fmt.Errorf("%s has %d bytes, more than the %d allowed", out, st.Size(), limit)
+	if st.Size() > image.Limit {
+		return fmt.Errorf("%s has %d bytes, more than the %d allowed", out, st.Size(), image.Limit)
 	}
 	if err := f.Chmod(0o644); err != nil {
 		return err

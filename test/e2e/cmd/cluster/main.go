@@ -1,0 +1,194 @@
+// Command cluster runs a real Kubernetes cluster with weft on this machine, to try things by hand. It is a thin
+// shell around test/e2e/cluster; make cluster and make e2e use the same code.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"weft/internal/netset"
+	"weft/test/e2e/binaries"
+	"weft/test/e2e/cluster"
+)
+
+const usage = `usage: cluster up [-nodes N] [-families 46] [-network weft] [-kube-proxy MODE] [-set K=V,…]
+       cluster down                     end it; nothing is left
+       cluster kubectl ARGS…            kubectl as administrator
+       cluster exec HOST COMMAND…       on a host: n1, n2, …, cp, world
+       cluster log HOST PROCESS         follow a log: kubelet, containerd, kube-apiserver, …
+       cluster binaries [NAME…]         build the programs only, and print their directory
+       cluster manifest                 render the chart with its defaults
+All verbs take -dir DIR, before other arguments: where the cluster is kept.
+`
+
+func main() {
+	handled, err := cluster.Helper(os.Args)
+	if !handled {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		err = run(ctx, os.Args[1:])
+		stop()
+	}
+	exit, attached := err.(*exec.ExitError) //nolint:errorlint // unwrapped: of the user's own command, which has spoken
+	switch {
+	case attached:
+		os.Exit(exit.ExitCode())
+	case err != nil:
+		fmt.Fprintf(os.Stderr, "cluster: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New(usage)
+	}
+	dir, err := defaultDir()
+	if err != nil {
+		return err
+	}
+	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	fs.Usage = func() { fmt.Fprint(os.Stderr, usage) }
+	fs.StringVar(&dir, "dir", dir, "")
+	o := options{}
+	if args[0] == "up" {
+		o.flags(fs)
+	}
+	if err := fs.Parse(args[1:]); err != nil {
+		return err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	switch args[0] {
+	case "up":
+		return up(ctx, dir, o)
+	case "binaries":
+		bin, err := binaries.Build(ctx, func(s string) { log("building %s", s) }, fs.Args()...)
+		fmt.Println(bin)
+		return err
+	case "manifest":
+		return manifest(ctx)
+	}
+	c, err := cluster.Open(dir, log)
+	if err != nil {
+		return err
+	}
+	switch {
+	case args[0] == "down":
+		return c.Down(ctx)
+	case args[0] == "kubectl":
+		return attached(c.KubectlCommand(ctx, fs.Args()...))
+	case args[0] == "exec" && fs.NArg() >= 2:
+		h, err := c.Host(fs.Arg(0))
+		if err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, fs.Arg(1), fs.Args()[2:]...)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		return h.Run(cmd)
+	case args[0] == "log" && fs.NArg() == 2:
+		return attached(exec.CommandContext(ctx, "tail", "-n", "100", "-f", c.Log(fs.Arg(0), fs.Arg(1))))
+	}
+	return errors.New(usage)
+}
+
+// options are those of up.
+type options struct {
+	nodes                               int
+	families, network, kubeProxy, chart string
+}
+
+func (o *options) flags(fs *flag.FlagSet) {
+	fs.IntVar(&o.nodes, "nodes", 3, "")
+	fs.StringVar(&o.families, "families", "46", "")
+	fs.StringVar(&o.network, "network", "weft", "")
+	fs.StringVar(&o.kubeProxy, "kube-proxy", "", "")
+	fs.StringVar(&o.chart, "set", "", "")
+}
+
+func up(ctx context.Context, dir string, o options) error {
+	families, err := parseFamilies(o.families)
+	if err != nil {
+		return err
+	}
+	bin, err := binaries.Build(ctx, func(s string) { log("building %s", s) })
+	if err != nil {
+		return err
+	}
+	c := cluster.New(cluster.Config{Dir: dir, Bin: bin, Nodes: o.nodes, Families: families, KubeProxy: o.kubeProxy}, log)
+	if old, err := cluster.Open(dir, log); err == nil {
+		c = old // goes on with what is there
+	}
+	if err := c.Up(ctx); err != nil {
+		return err
+	}
+	switch o.network {
+	case "weft":
+		var values []string
+		if o.chart != "" {
+			values = append(values, o.chart)
+		}
+		err = c.InstallWeft(ctx, "dev", values...)
+	case "ptp":
+		err = c.InstallPTP(ctx)
+	case "none":
+		return nil
+	default:
+		err = fmt.Errorf("-network: %q is not weft, ptp or none", o.network)
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.WaitReady(ctx, 2*time.Minute); err != nil {
+		return err
+	}
+	fmt.Printf("\nexport KUBECONFIG=%s\n%s get pods -A     # or any kubectl\ngo run ./test/e2e/cmd/cluster down\n",
+		c.Kubeconfig(), filepath.Join(bin, "kubectl"))
+	return nil
+}
+
+// manifest prints what the chart renders to with its defaults: deploy/weft.yaml.
+func manifest(ctx context.Context) error {
+	bin, err := binaries.Build(ctx, func(s string) { log("building %s", s) }, "helm")
+	if err != nil {
+		return err
+	}
+	return attached(exec.CommandContext(ctx, filepath.Join(bin, "helm"), "template", "weft", "deploy/chart/weft", "--namespace", "kube-system"))
+}
+
+func parseFamilies(s string) ([]netset.Family, error) {
+	switch s {
+	case "4":
+		return []netset.Family{netset.V4}, nil
+	case "6":
+		return []netset.Family{netset.V6}, nil
+	case "46":
+		return []netset.Family{netset.V4, netset.V6}, nil
+	case "64":
+		return []netset.Family{netset.V6, netset.V4}, nil
+	}
+	return nil, fmt.Errorf("-families: %q is not 4, 6, 46 or 64", s)
+}
+
+func defaultDir() (string, error) {
+	cache, err := os.UserCacheDir()
+	return filepath.Join(cache, "weft-e2e", "cluster"), err
+}
+
+func attached(cmd *exec.Cmd) error {
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+// log prints progress with the time of day.
+func log(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s  %s\n", time.Now().Format("15:04:05.0"), fmt.Sprintf(format, args...))
+}

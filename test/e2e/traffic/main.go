@@ -1,0 +1,193 @@
+// Command traffic keeps numbered messages going between pods and tells what happened to them: lost or reset
+// connections, and the longest time without an answer. It measures interruptions, not throughput.
+//
+//	traffic serve PORT                    echo over TCP and UDP until killed
+//	traffic stream CONNS DURATION ADDR…   CONNS TCP connections and one UDP flow to each address
+//
+// stream writes one JSON line to standard output as soon as all connections stand, {"ready":true}, and one
+// with the Report at the end.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// interval is the time between two messages of a flow.
+const interval = 10 * time.Millisecond
+
+// Report is what stream prints at the end.
+type Report struct {
+	Flows    int           `json:"flows"`
+	Messages int           `json:"messages"` // answered
+	Failed   []string      `json:"failed"`   // TCP connections that ended, with the reason
+	Lost     int           `json:"lost"`     // UDP messages without an answer
+	Gap      time.Duration `json:"gap"`      // longest time between two answers of a TCP flow, in ns
+}
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "traffic: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	switch {
+	case len(args) == 2 && args[0] == "serve":
+		return serve(args[1])
+	case len(args) >= 4 && args[0] == "stream":
+		conns, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		d, err := time.ParseDuration(args[2])
+		if err != nil {
+			return err
+		}
+		return stream(conns, d, args[3:])
+	}
+	return errors.New("usage: traffic serve PORT | stream CONNS DURATION ADDR…")
+}
+
+func serve(port string) error {
+	udp, err := net.ListenPacket("udp", ":"+port)
+	if err != nil {
+		return err
+	}
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := udp.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = udp.WriteTo(buf[:n], from)
+		}
+	}()
+	l, err := net.Listen("tcp", ":"+port)
+	if err != nil {
+		return err
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			_, _ = io.Copy(c, c)
+		}()
+	}
+}
+
+// stream connects everything, says that it is ready, exchanges messages for the duration, and reports.
+func stream(conns int, d time.Duration, addresses []string) error {
+	var tcp, udp []net.Conn
+	for _, a := range addresses {
+		for range conns {
+			c, err := net.DialTimeout("tcp", a, 5*time.Second)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			tcp = append(tcp, c)
+		}
+		c, err := net.Dial("udp", a)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		udp = append(udp, c)
+	}
+	out := json.NewEncoder(os.Stdout)
+	if err := out.Encode(map[string]bool{"ready": true}); err != nil {
+		return err
+	}
+	end := time.Now().Add(d)
+	total := Report{Flows: len(tcp) + len(udp), Failed: []string{}}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	add := func(r Report) {
+		mu.Lock()
+		defer mu.Unlock()
+		total.Messages += r.Messages
+		total.Lost += r.Lost
+		total.Gap = max(total.Gap, r.Gap)
+		total.Failed = append(total.Failed, r.Failed...)
+	}
+	for _, c := range tcp {
+		wg.Go(func() { add(converse(c, end)) })
+	}
+	for _, c := range udp {
+		wg.Go(func() { add(shout(c, end)) })
+	}
+	wg.Wait()
+	slices.Sort(total.Failed)
+	return out.Encode(total)
+}
+
+// converse sends numbered lines over TCP and waits for each to come back.
+func converse(c net.Conn, end time.Time) (r Report) {
+	in := bufio.NewReader(c)
+	last := time.Now()
+	for n := 0; time.Now().Before(end); n++ {
+		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+		want := strconv.Itoa(n) + "\n"
+		_, err := io.WriteString(c, want)
+		var got string
+		if err == nil {
+			got, err = in.ReadString('\n')
+		}
+		if err == nil && got != want {
+			err = fmt.Errorf("answer is %q, want %q", got, want)
+		}
+		if err != nil {
+			r.Failed = append(r.Failed, fmt.Sprintf("%s to %s: %v", c.LocalAddr(), c.RemoteAddr(), err))
+			return r
+		}
+		now := time.Now()
+		r.Gap = max(r.Gap, now.Sub(last)-interval)
+		last = now
+		r.Messages++
+		time.Sleep(interval)
+	}
+	return r
+}
+
+// shout sends numbered datagrams and counts the answers.
+func shout(c net.Conn, end time.Time) (r Report) {
+	sent := 0
+	done := make(chan int)
+	go func() {
+		seen := map[string]bool{}
+		buf := make([]byte, 64)
+		_ = c.SetReadDeadline(end.Add(time.Second))
+		for {
+			n, err := c.Read(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				done <- len(seen)
+				return
+			}
+			if err == nil {
+				seen[string(buf[:n])] = true
+			}
+		}
+	}()
+	for ; time.Now().Before(end); sent++ {
+		_, _ = io.WriteString(c, strconv.Itoa(sent))
+		time.Sleep(interval)
+	}
+	r.Messages = <-done
+	r.Lost = sent - r.Messages
+	return r
+}
