@@ -39,6 +39,29 @@ test-kernels: ## the datapath's tests on Debian's 6.1 and 6.12, each in a small 
 	hack/deps.sh vm
 	go run ./test/vm
 
+.PHONY: image
+image: ## bin/weft-image-{amd64,arm64}.tar, OCI archives, without a container engine
+	for a in amd64 arm64; do \
+	  CGO_ENABLED=0 GOARCH=$$a go build $(GOFLAGS_STATIC) -o bin/$$a/ ./cmd/weft ./cmd/weft-cni; \
+	  go run ./internal/image/cmd/weft-image -name localhost/weft:$(VERSION) -arch $$a -from bin/$$a -o bin/weft-image-$$a.tar; \
+	done
+
+.PHONY: manifest
+manifest: ## deploy/weft.yaml, rendered from the chart
+	hack/deps.sh e2e
+	{ echo "# Rendered from deploy/chart/weft by make manifest."; go run ./test/e2e/cmd/cluster manifest; } >bin/weft.yaml
+	mv bin/weft.yaml deploy/weft.yaml
+
+.PHONY: cluster
+cluster: ## a real Kubernetes cluster with weft on this machine; prints how to use and end it
+	hack/deps.sh e2e
+	go run ./test/e2e/cmd/cluster up
+
+.PHONY: e2e
+e2e: ## the tests that need a real Kubernetes cluster: made for it, and removed
+	hack/deps.sh e2e
+	go test -tags e2e -count=1 -timeout 40m -v ./test/e2e
+
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -78,11 +78,7 @@ func writeArchive(dst string, list ...image.Image) error {
 
 // buildOwn builds the small programs of this directory that run in pods.
 func buildOwn(ctx context.Context, dir string) error {
-	wd, err := os.Getwd()
-	if err != nil {
-		return err
-	}
-	root, err := moduleRoot(wd)
+	root, err := moduleRoot()
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"embed"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -178,12 +179,16 @@ func bootID() string {
 // arch is the architecture of the images: this machine's.
 func arch() string { return runtime.GOARCH }
 
-// moduleRoot is the directory of this repository: above the working directory, where go.mod is.
-func moduleRoot(from string) (string, error) {
-	for dir := from; dir != "/"; dir = filepath.Dir(dir) {
-		if m, _ := filepath.Glob(filepath.Join(dir, "deploy", "chart", "weft", "Chart.yaml")); len(m) == 1 {
+// moduleRoot is the directory of weft's source tree, which the working directory is in.
+func moduleRoot() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for dir := wd; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "deploy", "chart", "weft", "Chart.yaml")); err == nil {
 			return dir, nil
 		}
 	}
-	return "", fmt.Errorf("%s is not in weft's source tree, which has the chart", from)
+	return "", fmt.Errorf("%s is not in weft's source tree", wd)
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weft/internal/image"
+	"weft/test/e2e/binaries"
 )
 
 // Repository is the name of weft's image, as in the chart.
@@ -59,11 +60,7 @@ func (c *Cluster) LoadWeft(ctx context.Context, version string) error {
 
 // weftArchive builds the programs and the image of a version.
 func (c *Cluster) weftArchive(ctx context.Context, version string) (string, error) {
-	wd, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	root, err := moduleRoot(wd)
+	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
@@ -80,26 +77,26 @@ func (c *Cluster) weftArchive(ctx context.Context, version string) (string, erro
 
 // RenderChart renders the chart for this cluster.
 func (c *Cluster) RenderChart(ctx context.Context, version string, values ...string) (string, error) {
-	wd, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	root, err := moduleRoot(wd)
+	return RenderChart(ctx, c.Bin, append([]string{"image.tag=" + version, "apiServer=" + c.apiServer()}, values...)...)
+}
+
+// RenderChart renders weft's chart with the helm of the directory bin, as a user would.
+func RenderChart(ctx context.Context, bin string, values ...string) (string, error) {
+	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
 	args := []string{"template", "weft", filepath.Join(root, "deploy", "chart", "weft"), "--namespace", "kube-system",
-		"--set", "image.tag=" + version, "--set", "apiServer=" + c.apiServer()}
+		"--kube-version", binaries.Kubernetes}
 	for _, v := range values {
 		args = append(args, "--set", v)
 	}
-	cmd := exec.CommandContext(ctx, c.program("helm"), args...)
-	cmd.Env = append(os.Environ(), "HOME="+c.Dir)
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "helm"), args...)
 	var errout strings.Builder
 	cmd.Stderr = &errout
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("helm template: %w: %s", err, errout.String())
+		return "", fmt.Errorf("helm template: %w: %s", err, strings.TrimSpace(errout.String()))
 	}
 	return string(out), nil
 }

@@ -161,7 +161,9 @@ func manifest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return attached(exec.CommandContext(ctx, filepath.Join(bin, "helm"), "template", "weft", "deploy/chart/weft", "--namespace", "kube-system"))
+	m, err := cluster.RenderChart(ctx, bin)
+	fmt.Print(m)
+	return err
 }
 
 func parseFamilies(s string) ([]netset.Family, error) {
