@@ -163,7 +163,7 @@ func checkOwners(t reporter, pkgs []*pkg) {
 }
 
 func checkPure(t reporter, pkgs []*pkg) {
-	banned := []string{"time", "context", "os", "net", "os/exec", "syscall", "log", "log/slog", "sync", "math/rand", "math/rand/v2", "net/http"}
+	banned := []string{"time", "context", "os", "net", "os/exec", "syscall", "log", "log/slog", "math/rand", "math/rand/v2", "net/http"}
 	for _, p := range pkgs {
 		if !strings.HasPrefix(p.short, "compile/") && !strings.HasPrefix(p.short, "convert/") {
 			continue
