@@ -152,7 +152,7 @@ service default/db: spec.ports[1].protocol: "QUIC" is not TCP, UDP or SCTP`,
 		},
 		"slice, wrong family": {
 			yaml: `{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv6, metadata: {name: s}, endpoints: [{addresses: [10.244.1.2]}, {}]}`,
-			want: &model.Backends{Namespace: "default", Name: "s", Family: netset.V6},
+			want: &model.Backends{Namespace: "default", Name: "s", Family: netset.V6, Backends: []model.Backend{}},
 			err: `endpointslice default/s: endpoints[0].addresses[0]: 10.244.1.2 is not IPv6
 endpointslice default/s: endpoints[1].addresses is empty`,
 		},

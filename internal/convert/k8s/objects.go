@@ -287,6 +287,7 @@ func (e *EndpointSlice) Model() (model.Object, error) {
 		return out, p.err()
 	}
 	out.Ports = p.ports("ports", e.Ports, 0)
+	out.Backends = make([]model.Backend, 0, len(e.Endpoints))
 	for i, ep := range e.Endpoints {
 		b := ep.Conditions.model()
 		b.Node = ep.NodeName

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -51,6 +53,7 @@ func newFake(t testing.TB) *fakeAPI {
 	f := &fakeAPI{watchList: true, version: 100, objs: map[string]runtime.Object{}, changed: make(chan struct{}), kill: make(chan struct{})}
 	f.Server = httptest.NewUnstartedServer(f)
 	f.Server.EnableHTTP2 = true
+	f.Server.Config.ErrorLog = log.New(io.Discard, "", 0) // connections are cut on purpose
 	f.Server.StartTLS()
 	t.Cleanup(func() {
 		f.cut()
@@ -324,6 +327,11 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, proto bool, res 
 	}
 	for {
 		w.(http.Flusher).Flush()
+		select {
+		case <-kill:
+			panic(http.ErrAbortHandler)
+		default:
+		}
 		f.mu.Lock()
 		changed := f.changed
 		var events []change
@@ -348,4 +356,11 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, proto bool, res 
 		case <-changed:
 		}
 	}
+}
+
+// forget drops history that every watch has seen, so that a test of memory measures the source.
+func (f *fakeAPI) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.history = nil
 }

@@ -161,6 +161,15 @@ func awaitClosed(t testing.TB, c <-chan struct{}) {
 	}
 }
 
+// watching waits until the watch of nodes delivers.
+func (r running) watching(t testing.TB, f *fakeAPI) {
+	t.Helper()
+	f.set(node("probe", "10.244.99.0/24"))
+	r.until(t, "the probe", func() bool { return r.get(model.NodeKey("probe")) != nil })
+	f.remove(node("probe", ""))
+	r.until(t, "the probe gone", func() bool { return r.get(model.NodeKey("probe")) == nil })
+}
+
 func node(name, cidr string) *corev1.Node {
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kubernetes.io/hostname": name, "kubernetes.io/os": "linux"}},
@@ -255,6 +264,7 @@ func TestSurvivesALostConnection(t *testing.T) {
 		f.set(node("n1", "10.244.1.0/24"), node("n2", "10.244.2.0/24"))
 		r := start(t, f, Options{Kinds: []model.Kind{model.KindNode}})
 		awaitClosed(t, r.complete)
+		r.watching(t, f)
 		lists := f.count("sendInitialEvents") + f.count("limit=")
 
 		f.fail(func(w http.ResponseWriter) { panic(http.ErrAbortHandler) })
@@ -273,6 +283,7 @@ func TestSurvivesAnExpiredVersion(t *testing.T) {
 		f.set(node("n1", "10.244.1.0/24"), node("n2", "10.244.2.0/24"))
 		r := start(t, f, Options{Kinds: []model.Kind{model.KindNode}})
 		awaitClosed(t, r.complete)
+		r.watching(t, f)
 		f.fail(func(w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) })
 		f.remove(node("n1", ""))
 		f.set(node("n3", "10.244.3.0/24"))

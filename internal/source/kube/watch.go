@@ -20,7 +20,7 @@ import (
 
 const (
 	firstWait   = 200 * time.Millisecond // before a failed watch is tried again; doubles
-	longestWait = 15 * time.Second
+	longestWait = 10 * time.Second
 	reportAfter = 5   // failures in a row make an outage that is told to the operator
 	pageSize    = 500 // objects of one list request, which bounds the memory of a start
 	// A watch is ended by the server after 5 to 10 minutes, so that connections spread over a changed set of servers.
