@@ -1,0 +1,260 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/internal/model"
+	"weft/internal/netset"
+	"weft/internal/run"
+	"weft/internal/store"
+)
+
+func newStore(t *testing.T) *store.Store {
+	t.Helper()
+	s, err := store.New(run.System())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func node(name string) *model.Node {
+	return &model.Node{
+		Name: name, Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}, Labels: map[string]string{"a": "b"}, VTEPMAC: model.MAC{2, 1},
+	}
+}
+
+// everything is an object of each kind with every field set.
+func everything() []model.Object {
+	a := netip.MustParseAddr("10.244.1.2")
+	return []model.Object{
+		node("n1"), &model.Node{Name: "n2", Addrs: []netip.Addr{a}, Labels: map[string]string{}},
+		&model.Namespace{Name: "ns", Labels: map[string]string{"env": "prod"}},
+		&model.Pod{
+			PodRef: model.PodRef{Namespace: "ns", Name: "p", UID: "u"}, Node: "n1", HostNetwork: true, Finished: true,
+			Labels: map[string]string{"x": "y"}, Addrs: []netip.Addr{a}, WantAddrs: []netip.Addr{a}, WantMAC: model.MAC{2, 2},
+			Ingress: &model.Rate{Bits: 1, Burst: 2}, Egress: &model.Rate{Bits: 3}, Problem: errors.New("pod ns/p: bad"),
+		},
+		&model.Service{Namespace: "ns", Name: "s", Type: "ClusterIP", Addrs: []netip.Addr{a}, Ports: []model.Port{{Name: "x", Protocol: "tcp", Port: 1}}},
+		&model.Backends{
+			Namespace: "ns", Name: "b", Service: "s", Family: netset.V4, Ports: []model.Port{{Protocol: "udp", Port: 2}},
+			Backends: []model.Backend{{Addr: a, Node: "n1", Ready: true, Serving: true, Terminating: true}},
+		},
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	dir, s := t.TempDir(), newStore(t)
+	w := s.Writer("kube")
+	w.Upsert(everything()...)
+	w.Upsert(&model.Pod{PodRef: model.PodRef{Namespace: "ns", Name: "elsewhere"}, Node: "n2"}, &model.PathMTU{Node: "n2", MTU: 1400})
+	if err := Save(dir, "n1", s.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := everything()
+	byKey := func(a, b model.Object) int { return strings.Compare(a.Key().String(), b.Key().String()) }
+	slices.SortFunc(got, byKey)
+	slices.SortFunc(want, byKey)
+	for i := range max(len(got), len(want)) {
+		if i >= len(got) || i >= len(want) || !reflect.DeepEqual(got[i], want[i]) {
+			t.Errorf("object %d\n got %+v\nwant %+v", i, got[min(i, len(got)-1)], want[min(i, len(want)-1)])
+		}
+	}
+	if fs, _ := os.ReadDir(dir); len(fs) != 1 {
+		t.Errorf("left behind: %v", fs)
+	}
+	if st, err := os.Stat(filepath.Join(dir, fileName)); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+	// Every field of every kind survived: a field that is new in the model and lost here fails this.
+	for _, o := range want {
+		v := reflect.ValueOf(o).Elem()
+		for i := range v.NumField() {
+			if v.Field(i).IsZero() && !(v.Type() == reflect.TypeFor[model.Node]() && o.Key().Name == "n2") {
+				t.Errorf("%s: the test does not set %s", o.Key(), v.Type().Field(i).Name)
+			}
+		}
+	}
+}
+
+func TestNothingSaved(t *testing.T) {
+	if objs, err := Load(t.TempDir()); len(objs) != 0 || err != nil {
+		t.Errorf("got %v, %v", objs, err)
+	}
+}
+
+func TestEveryDamageIsFound(t *testing.T) {
+	dir, s := t.TempDir(), newStore(t)
+	s.Writer("kube").Upsert(everything()...)
+	if err := Save(dir, "n1", s.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, fileName)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	try := func(what string, raw []byte) {
+		t.Helper()
+		if err := os.WriteFile(path, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		objs, err := Load(dir)
+		if err == nil && reflect.DeepEqual(raw, whole) {
+			return
+		}
+		if !errors.Is(err, ErrCorrupt) || objs != nil || !strings.Contains(err.Error(), path) {
+			t.Fatalf("%s: %d objects, error %v", what, len(objs), err)
+		}
+		if kept, err := os.ReadFile(path + ".bad"); err != nil || !bytes.Equal(kept, raw) {
+			t.Fatalf("%s: not kept aside: %v", what, err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("%s: still there", what)
+		}
+	}
+	for n := 0; n < len(whole); n += 13 {
+		try(fmt.Sprintf("truncated to %d", n), whole[:n])
+		damaged := bytes.Clone(whole)
+		damaged[n] ^= 0x01
+		try(fmt.Sprintf("bit changed at %d", n), damaged)
+	}
+	try("another version", bytes.Replace(whole, []byte(`"version":1`), []byte(`"version":9`), 1))
+	try("not ours", []byte("hello\nworld\n"))
+}
+
+func TestColdStart(t *testing.T) {
+	dir := t.TempDir()
+	before := newStore(t)
+	before.Writer("kube").Upsert(node("n1"), node("gone"))
+	if err := Save(dir, "n1", before.Snapshot()); err != nil {
+		t.Fatal(err)
+	}
+
+	s := newStore(t)
+	live := s.Writer("kube")
+	c := New(dir, "n1", s.Writer(store.CacheSource), s.Snapshot, slog.New(slog.DiscardHandler))
+	if n, err := c.Restore(); n != 2 || err != nil {
+		t.Fatalf("restored %d, %v", n, err)
+	}
+	names := func() string {
+		var out []string
+		for n := range model.All[*model.Node](s.Snapshot(), model.KindNode) {
+			out = append(out, n.Name+n.Labels["a"])
+		}
+		return strings.Join(out, " ")
+	}
+	if names() != "goneb n1b" {
+		t.Errorf("without the API server: %s", names())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	complete, done := make(chan struct{}), make(chan error)
+	go func() { done <- c.Run(ctx, complete) }()
+
+	fresh := node("n1")
+	fresh.Labels = map[string]string{"a": "fresh"}
+	live.Replace(model.KindNode, []model.Object{fresh, node("n3")})
+	if names() != "goneb n1fresh n3b" {
+		t.Errorf("the live row must win, the others stay until it is complete: %s", names())
+	}
+	close(complete)
+	file := func() string {
+		objs, err := Load(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		for _, o := range objs {
+			out = append(out, o.Key().Name)
+		}
+		return strings.Join(out, " ")
+	}
+	eventually(t, func() bool { return names() == "n1fresh n3b" && file() == "n1 n3" })
+	live.Delete(model.NodeKey("n3"))
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if file() != "n1" {
+		t.Errorf("saved at the end: %s", file())
+	}
+}
+
+func TestNothingIsSavedBeforeTheLiveSourceIsComplete(t *testing.T) {
+	dir, s := t.TempDir(), newStore(t)
+	s.Writer("kube").Upsert(node("half"))
+	c := New(dir, "n1", s.Writer(store.CacheSource), s.Snapshot, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.Run(ctx, make(chan struct{})); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if fs, _ := os.ReadDir(dir); len(fs) != 0 {
+		t.Errorf("saved %v", fs)
+	}
+}
+
+func TestIdleWritesNothing(t *testing.T) {
+	dir, s := t.TempDir(), newStore(t)
+	w := s.Writer("kube")
+	w.Upsert(node("n1"))
+	c := New(dir, "n1", s.Writer(store.CacheSource), s.Snapshot, slog.New(slog.DiscardHandler))
+	c.save()
+	path := filepath.Join(dir, fileName)
+	inode := func() any {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Sys()
+	}
+	first := inode()
+	w.Upsert(&model.PathMTU{Node: "n2", MTU: 1400}) // not one of ours
+	for range 5 {
+		c.save()
+	}
+	if !reflect.DeepEqual(first, inode()) {
+		t.Error("written although nothing changed")
+	}
+	w.Upsert(node("n2"))
+	c.save()
+	if reflect.DeepEqual(first, inode()) {
+		t.Error("a change was not written")
+	}
+}
+
+func TestUnwritableDirectory(t *testing.T) {
+	s := newStore(t)
+	err := Save(filepath.Join(t.TempDir(), "none"), "", s.Snapshot())
+	if err == nil || !strings.Contains(err.Error(), "save the last known objects: ") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it did not happen")
+		}
+	}
+}
