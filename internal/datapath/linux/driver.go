@@ -1,0 +1,188 @@
+// Package linux makes links, addresses, routes, rules, neighbours and sysctls of one network
+// namespace, and the insides of its pods' namespaces, equal to the plan. It is the only package that
+// speaks rtnetlink.
+//
+// It decides nothing: rows arrive compiled. It does not touch nftables (datapath/nft) or BPF
+// (datapath/ebpf), and never what does not bear our mark, except for the sysctls that the plan names. A
+// dead agent leaves everything in place and forwarding goes on; the next one leaves alone what is right.
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"weft/internal/plan"
+)
+
+// Marks of what is ours.
+const (
+	// Protocol is the number that our routes, rules, addresses and neighbours bear (rtnetlink(7), rtm_protocol).
+	Protocol = 0x77
+	// Group is the group of our links (`ip link show group 119`), by which nftables rules know them.
+	Group = 0x77
+	// AliasPrefix starts the alias of our links.
+	AliasPrefix = "weft:"
+)
+
+// Driver applies rows to the network namespace that it was made in.
+//
+// It recognises what is ours by the marks above and the rows' doc comments; Sweep deletes what bears
+// them and is not wanted. If the agent dies between two steps, a link may be there without its insides: Apply
+// inspects links that exist and completes them.
+type Driver struct {
+	log    *slog.Logger
+	home   int  // the namespace, a file descriptor
+	native bool // every thread of the process is in it, so that no thread has to enter it
+
+	mu   sync.Mutex            // held by Apply, Sweep and the checks of Watch; guards what follows
+	nl   *conn                 // in home
+	have map[plan.Key]plan.Row // rows that the kernel agreed with when they were last looked at
+}
+
+// New returns a driver for the calling thread's network namespace.
+func New(log *slog.Logger) (*Driver, error) {
+	home, err := openNetns("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{log: log, home: home, have: map[plan.Key]plan.Row{}}
+	d.native = everywhere(home)
+	if d.nl, err = dial(make([]byte, receiveBuffer)); err != nil {
+		_ = unix.Close(home)
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close closes the driver's sockets. The kernel's state stays as it is.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.nl.close()
+	return unix.Close(d.home)
+}
+
+// Kinds are the kinds of rows that the driver applies, referents first.
+func Kinds() []plan.Kind {
+	return []plan.Kind{
+		plan.KindSysctl, plan.KindOverlay, plan.KindRule, plan.KindPodLink, plan.KindNeighbour, plan.KindRoute,
+	}
+}
+
+// apply is one call of Apply.
+type apply struct {
+	d     *Driver
+	nl    *conn
+	want  plan.View
+	res   plan.Results
+	index map[string]int // indexes of links by name, as far as they were needed
+}
+
+// Apply implements the reconcile loop's Driver: upserts in the order of Kinds, then deletes in the reverse order.
+func (d *Driver) Apply(_ context.Context, want plan.View, changed plan.Changes) plan.Results {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := &apply{d: d, nl: d.nl, want: want, res: plan.Results{}, index: map[string]int{}}
+	for _, r := range slices.Concat(changed.Upsert, changed.Delete) {
+		a.res[r.Key()] = fmt.Errorf("row %s is not for the linux driver", r.Key())
+	}
+	for _, k := range Kinds() {
+		a.upsert(k, changed.Upsert)
+	}
+	for _, k := range slices.Backward(Kinds()) {
+		a.remove(k, changed.Delete)
+	}
+	for _, r := range changed.Upsert {
+		if k := r.Key(); a.res[k] == nil {
+			d.have[k] = r
+		} else {
+			delete(d.have, k)
+		}
+	}
+	for _, r := range changed.Delete {
+		delete(d.have, r.Key())
+	}
+	return a.res
+}
+
+func (a *apply) upsert(k plan.Kind, rows []plan.Row) {
+	switch k {
+	case plan.KindSysctl:
+		each(a, rows, a.setSysctl)
+	case plan.KindOverlay:
+		each(a, rows, a.setOverlay)
+	case plan.KindRule:
+		each(a, rows, a.setRule)
+	case plan.KindPodLink:
+		each(a, rows, a.setPodLink)
+	case plan.KindNeighbour:
+		a.setNeighbours(slices.Collect(plan.Of[*plan.Neighbour](rows)))
+	case plan.KindRoute:
+		a.setRoutes(slices.Collect(plan.Of[*plan.Route](rows)))
+	default: // not ours
+	}
+}
+
+func (a *apply) remove(k plan.Kind, rows []plan.Row) {
+	switch k {
+	case plan.KindSysctl:
+		each(a, rows, func(*plan.Sysctl) error { return nil }) // what was there before is not known
+	case plan.KindOverlay:
+		each(a, rows, func(o *plan.Overlay) error { return a.deleteLink(o.Name, overlayAlias) })
+	case plan.KindRule:
+		each(a, rows, a.deleteRule)
+	case plan.KindPodLink:
+		each(a, rows, func(l *plan.PodLink) error { return a.deleteLink(l.HostIf, podAlias(l)) })
+	case plan.KindNeighbour:
+		a.deleteNeighbours(slices.Collect(plan.Of[*plan.Neighbour](rows)))
+	case plan.KindRoute:
+		a.deleteRoutes(slices.Collect(plan.Of[*plan.Route](rows)))
+	default: // not ours
+	}
+}
+
+// each calls f for the rows of one type and keeps what came of them.
+func each[T plan.Row](a *apply, rows []plan.Row, f func(T) error) {
+	for r := range plan.Of[T](rows) {
+		a.res[r.Key()] = f(r)
+	}
+}
+
+// gone is an error that means that what is to be deleted is not there (any more).
+func gone(err error) bool {
+	return isErrno(err, unix.ENODEV, unix.ENOENT, unix.ESRCH, unix.EADDRNOTAVAIL)
+}
+
+// Sweep deletes what bears our marks and is not wanted: links, routes, rules, and permanent neighbours of our links.
+func (d *Driver) Sweep(_ context.Context, want plan.View) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(d.sweepRoutes(want), d.sweepRules(want), d.sweepNeighbours(want), d.sweepLinks(want))
+}
+
+// sysPath is where a sysctl of the plan is found.
+func sysPath(path string) string { return "/proc/sys/" + path }
+
+// here runs f on a thread that is in the driver's namespace, for what the kernel takes from the calling
+// thread: /proc/sys/net and new sockets.
+func (d *Driver) here(f func() error) error {
+	if d.native {
+		return f()
+	}
+	return inNetns(d.home, f)
+}
+
+// writeSysctl writes a value if another one is there. A file that is not there is os.ErrNotExist.
+func writeSysctl(path, value string) error {
+	if old, err := readSysctl(path); err != nil || old == value {
+		return err
+	}
+	return os.WriteFile(sysPath(path), []byte(value), 0o644)
+}

@@ -1,0 +1,122 @@
+package linux
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"weft/internal/plan"
+)
+
+// vxlan is what of a VXLAN device's settings matters here.
+type vxlan struct {
+	port     int
+	external bool
+}
+
+func parseVXLAN(data []byte) vxlan {
+	var v vxlan
+	for typ, b := range attrs(data) {
+		switch typ {
+		case unix.IFLA_VXLAN_PORT:
+			if len(b) == 2 {
+				v.port = int(binary.BigEndian.Uint16(b))
+			}
+		case unix.IFLA_VXLAN_COLLECT_METADATA:
+			v.external = getUint(b) != 0
+		}
+	}
+	return v
+}
+
+// setOverlay makes the VXLAN device, or puts right what differs.
+//
+// It is ours by its alias, which is set in the system call that makes it; Sweep deletes it. Without an agent it goes on
+// receiving. It is made anew only where its port or its mode is wrong, which cannot be changed.
+func (a *apply) setOverlay(o *plan.Overlay) error {
+	l, err := a.nl.link(o.Name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", o.Name, err)
+	}
+	if l != nil {
+		if l.alias != overlayAlias {
+			return fmt.Errorf("make overlay %s: a foreign interface has that name (kind %q, alias %q)", o.Name, l.kind, l.alias)
+		}
+		if v := parseVXLAN(l.data); l.kind == "vxlan" && v.external && v.port == int(o.Port) {
+			return a.repairOverlay(o, l)
+		}
+		if err := a.drop(l); err != nil {
+			return err
+		}
+	}
+	rep := a.nl.do(
+		overlayRequest(o),
+		named(o.Name, 0).text(unix.IFLA_IFALIAS, overlayAlias),
+		noAddrGenNamed(o.Name),
+		named(o.Name, unix.IFF_UP),
+	)
+	if err := rep[0].err; err != nil {
+		return fmt.Errorf("make overlay %s: %w", o, errors.Join(err, a.rival(o)))
+	}
+	if err := errors.Join(rep[1].err, rep[3].err); err != nil { // rep[2] fails where IPv6 is off
+		return fmt.Errorf("set up overlay %s: %w", o, errors.Join(err, a.rival(o), a.nl.one(named(o.Name, 0).asDelete()).err))
+	}
+	return a.d.here(func() error { return refuseAdvertisements(o.Name) })
+}
+
+func overlayRequest(o *plan.Overlay) *request {
+	r := newRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, unix.IFF_NOARP, unix.IFF_NOARP))
+	r.text(unix.IFLA_IFNAME, o.Name).bytes(unix.IFLA_ADDRESS, o.MAC[:]...).u32(unix.IFLA_MTU, o.MTU).u32(unix.IFLA_GROUP, Group)
+	return r.nest(unix.IFLA_LINKINFO, func() {
+		r.text(unix.IFLA_INFO_KIND, "vxlan")
+		r.nest(unix.IFLA_INFO_DATA, func() {
+			r.bytes(unix.IFLA_VXLAN_COLLECT_METADATA, 1).bytes(unix.IFLA_VXLAN_LEARNING, 0)
+			r.bytes(unix.IFLA_VXLAN_PORT, byte(o.Port>>8), byte(o.Port))
+			// The inner packet has its own checksums. RFC 6935 allows the outer one to be absent over IPv6, and that is what the BPF
+			// programs send, so the receiver must accept it.
+			r.bytes(unix.IFLA_VXLAN_UDP_CSUM, 0).bytes(unix.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, 1).bytes(unix.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, 1)
+		})
+	})
+}
+
+func (a *apply) repairOverlay(o *plan.Overlay, l *link) error {
+	var todo []*request
+	if l.mac != o.MAC {
+		todo = append(todo, setLink(l.index, 0).bytes(unix.IFLA_ADDRESS, o.MAC[:]...))
+	}
+	if l.mtu != o.MTU {
+		todo = append(todo, setLink(l.index, 0).u32(unix.IFLA_MTU, o.MTU))
+	}
+	if l.group != Group {
+		todo = append(todo, setLink(l.index, 0).u32(unix.IFLA_GROUP, Group))
+	}
+	if l.master != 0 {
+		todo = append(todo, setLink(l.index, 0).u32(unix.IFLA_MASTER, 0))
+	}
+	if !l.noarp || !l.up {
+		todo = append(todo, setLink(l.index, unix.IFF_UP|unix.IFF_NOARP))
+	}
+	if len(todo) == 0 {
+		return nil
+	}
+	if err := first(a.nl.do(todo...)); err != nil {
+		return fmt.Errorf("repair overlay %s: %w", o, errors.Join(err, a.rival(o)))
+	}
+	return nil
+}
+
+// rival names the VXLAN device that has the port, as an error; nil if none is found.
+func (a *apply) rival(o *plan.Overlay) error {
+	all, err := a.nl.links()
+	if err != nil {
+		return nil // the error that led here is told
+	}
+	for _, l := range all {
+		if v := parseVXLAN(l.data); l.kind == "vxlan" && l.name != o.Name && v.port == int(o.Port) {
+			return fmt.Errorf("UDP port %d belongs to VXLAN device %s: delete it or set backend.port", o.Port, l.name)
+		}
+	}
+	return nil
+}

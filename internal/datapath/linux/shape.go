@@ -1,0 +1,120 @@
+package linux
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"golang.org/x/sys/unix"
+
+	"weft/internal/model"
+)
+
+// Numbers of linux/pkt_sched.h.
+const (
+	tcRoot         = 0xffffffff // TC_H_ROOT
+	tcHandle       = 0x770000   // 77:, ours
+	tcaKind        = 1
+	tcaOptions     = 2
+	tbfParms       = 1
+	tbfRate        = 4 // TCA_TBF_RATE64
+	tbfBurst       = 6
+	linklayerEther = 1
+)
+
+// bucket is a token bucket filter (tc-tbf(8)): bytes and bytes per second.
+type bucket struct {
+	rate         uint64
+	burst, limit uint32
+}
+
+// newBucket chooses what the rate leaves open. The burst is 10 ms of the rate: short enough that a second's
+// mean is within a percent of the rate, long enough for one softirq's worth of packets and, from 50 Mbit/s on, for a whole
+// 64 KiB superpacket, so that it need not be segmented. The queue holds 100 ms beyond that: a sender
+// sees a full queue as loss, and a loss-based one needs about its round trip times the rate to keep the link full.
+func newBucket(r model.Rate, mtu int) bucket {
+	const least, most = 16 << 10, 4 << 20
+	bytesPerSecond := r.Bits / 8
+	b := bucket{rate: max(bytesPerSecond, 1)}
+	burst := r.Burst / 8
+	if burst == 0 {
+		burst = min(max(bytesPerSecond/100, least), most)
+	}
+	b.burst = uint32(min(max(burst, uint64(2*mtu)), math.MaxInt32))
+	b.limit = uint32(min(uint64(b.burst)+max(bytesPerSecond/10, 128<<10), math.MaxInt32))
+	return b
+}
+
+// parms is struct tc_tbf_qopt: rate and peak rate (struct tc_ratespec), limit, buffer, MTU.
+func (b bucket) parms() []byte {
+	p := make([]byte, 36)
+	p[1] = linklayerEther
+	binary.NativeEndian.PutUint32(p[8:], uint32(min(b.rate, math.MaxUint32)))
+	binary.NativeEndian.PutUint32(p[24:], b.limit)
+	return p
+}
+
+// tcmsg is struct tcmsg for the root of a device.
+func tcmsg(index int, handle uint32) []byte {
+	b := make([]byte, 20)
+	binary.NativeEndian.PutUint32(b[4:], uint32(index))
+	binary.NativeEndian.PutUint32(b[8:], handle)
+	binary.NativeEndian.PutUint32(b[12:], tcRoot)
+	return b
+}
+
+// shape limits what leaves an interface, or lets go of it where the rate is 0. A limit that is right stays untouched; another
+// one is changed in place, without loss of what is queued. It lives and dies with the interface.
+func (a *apply) shape(nl *conn, dev *link, rate model.Rate, mtu int) error {
+	if rate.Bits == 0 {
+		if dev.qdisc != "tbf" {
+			return nil
+		}
+		if err := nl.one(newRequest(unix.RTM_DELQDISC, 0, tcmsg(dev.index, tcHandle))).err; err != nil && !gone(err) && !isErrno(err, unix.EINVAL) {
+			return fmt.Errorf("delete the limit: %w", err)
+		}
+		return nil
+	}
+	b := newBucket(rate, mtu)
+	if dev.qdisc == "tbf" && nl.hasBucket(dev.index, b) {
+		return nil
+	}
+	r := newRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, tcmsg(dev.index, tcHandle)).text(tcaKind, "tbf")
+	r.nest(tcaOptions, func() {
+		r.bytes(tbfParms, b.parms()...).u32(tbfBurst, int(b.burst))
+		if b.rate > math.MaxUint32 {
+			r.bytes(tbfRate, binary.NativeEndian.AppendUint64(nil, b.rate)...)
+		}
+	})
+	return nl.one(r).err
+}
+
+// hasBucket reports whether a device's root is this bucket. The kernel does not tell the burst in bytes but the time that it
+// takes, in ticks of 64 ns.
+func (c *conn) hasBucket(index int, b bucket) bool {
+	r := newRequest(unix.RTM_GETQDISC, 0, tcmsg(index, tcHandle))
+	r.answer = true
+	rep := c.one(r)
+	if rep.err != nil || len(rep.msgs[0]) < 20 {
+		return false
+	}
+	same := false
+	var rate []byte
+	for typ, v := range attrs(rep.msgs[0][20:]) {
+		if typ != tcaOptions {
+			continue
+		}
+		for typ, v := range attrs(v) {
+			switch {
+			case typ == tbfRate:
+				rate = v
+			case typ == tbfParms && len(v) >= 36:
+				ticks := uint64(binary.NativeEndian.Uint32(v[28:]))
+				wanted := uint64(b.burst) * (1e9 / 64) / b.rate
+				same = bytes.Equal(v[8:12], b.parms()[8:12]) && bytes.Equal(v[24:28], b.parms()[24:28]) && ticks+2 >= wanted && ticks <= wanted+2
+			}
+		}
+	}
+	return same && (b.rate <= math.MaxUint32 || uint64(getUint(rate)) == b.rate)
+}
