@@ -19,12 +19,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
+	"sync"
 	"time"
 
 	"weft/internal/model"
@@ -55,25 +56,25 @@ type header struct {
 
 const headerSize = 160
 
-// Save writes the objects of the snapshot into dir: all of Kinds, of pods those of the node (all, if it is "").
-func Save(dir, node string, snap model.Snapshot) error {
+// Save writes the objects of the snapshot into dir: all of Kinds.
+func Save(dir string, snap model.Snapshot) error {
 	tmp, err := os.OpenFile(filepath.Join(dir, fileName+".tmp"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("save the last known objects: %w", err)
 	}
-	if err := save(tmp, filepath.Join(dir, fileName), node, snap); err != nil {
+	if err := save(tmp, filepath.Join(dir, fileName), snap); err != nil {
 		return errors.Join(fmt.Errorf("save the last known objects: %w", err), tmp.Close(), os.Remove(tmp.Name()))
 	}
 	return nil
 }
 
-func save(tmp *os.File, to, node string, snap model.Snapshot) error {
+func save(tmp *os.File, to string, snap model.Snapshot) error {
 	if _, err := tmp.Write(bytes.Repeat([]byte(" "), headerSize)); err != nil {
 		return err
 	}
 	sum := sha256.New()
 	buf := bufio.NewWriter(io.MultiWriter(tmp, sum))
-	n, err := encode(buf, node, snap)
+	n, err := encode(buf, snap)
 	if err := errors.Join(err, buf.Flush()); err != nil {
 		return err
 	}
@@ -95,14 +96,11 @@ func save(tmp *os.File, to, node string, snap model.Snapshot) error {
 }
 
 // encode writes the objects, a line each, and returns their number.
-func encode(w io.Writer, node string, snap model.Snapshot) (int, error) {
+func encode(w io.Writer, snap model.Snapshot) (int, error) {
 	n := 0
 	enc := json.NewEncoder(w)
 	for _, kind := range Kinds() {
 		for o := range snap.All(kind) {
-			if p, ok := o.(*model.Pod); ok && node != "" && p.Node != node {
-				continue
-			}
 			if err := enc.Encode(toLine(kind, o)); err != nil {
 				return n, fmt.Errorf("%s: %w", o.Key(), err)
 			}
@@ -113,9 +111,9 @@ func encode(w io.Writer, node string, snap model.Snapshot) (int, error) {
 }
 
 // digest is the hash of what Save would write.
-func digest(node string, snap model.Snapshot) (sum [sha256.Size]byte, err error) {
-	var h hash.Hash = sha256.New()
-	_, err = encode(h, node, snap)
+func digest(snap model.Snapshot) (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	_, err = encode(h, snap)
 	return [sha256.Size]byte(h.Sum(nil)), err
 }
 
@@ -181,64 +179,88 @@ type Writer interface {
 
 // Source brings the saved objects into the store at start, and keeps the file up to date.
 type Source struct {
-	dir, node string
-	w         Writer
-	snapshot  func() model.Snapshot
-	log       *slog.Logger
-	every     time.Duration
-	saved     [sha256.Size]byte // digest of the file
-	failing   bool              // the last Save failed
+	dir   string
+	w     Writer
+	log   *slog.Logger
+	pause time.Duration // least time between two writes of the file
+
+	once sync.Once
+	live chan struct{} // closed by Withdraw
+
+	saved   [sha256.Size]byte // digest of the file; of Keep
+	failing bool              // the last Save failed; of Keep
 }
 
-// New returns a source that keeps its file in dir, with the pods of node. It reads and writes nothing yet.
-func New(dir, node string, w Writer, snapshot func() model.Snapshot, log *slog.Logger) *Source {
-	return &Source{dir: dir, node: node, w: w, snapshot: snapshot, log: log, every: interval}
+// New returns a source that keeps its file in dir. It reads and writes nothing yet.
+func New(dir string, w Writer, log *slog.Logger) *Source {
+	return &Source{dir: dir, w: w, log: log, pause: interval, live: make(chan struct{})}
 }
 
-// Restore writes the saved objects to the store and returns their number. An error leaves the store as it is.
-func (s *Source) Restore() (int, error) {
+// Restore writes the saved objects to the store. An error leaves the store as it is.
+func (s *Source) Restore() error {
 	objs, err := Load(s.dir)
 	if err != nil || len(objs) == 0 {
-		return 0, err
+		return err
 	}
 	s.w.Upsert(objs...)
-	return len(objs), nil
+	s.log.Info("restored the last known objects", "count", len(objs))
+	return nil
 }
 
-// Run waits for live to be closed, which says that the live source is complete, withdraws the restored objects, and
-// from then on saves what the store holds: when it has changed, at most once a minute, and when ctx ends. What was
-// not complete is never saved.
-func (s *Source) Run(ctx context.Context, live <-chan struct{}) error {
+// Withdraw is called when the live source is complete: the restored objects go, and Keep begins to save. Further
+// calls do nothing.
+func (s *Source) Withdraw() {
+	s.once.Do(func() {
+		for _, k := range Kinds() {
+			s.w.Replace(k, nil)
+		}
+		close(s.live)
+	})
+}
+
+// Keep saves what the store holds until ctx ends, and then once more: when it has changed, at most once a minute, and
+// not before Withdraw, since what is not complete is worth less than what is on disk. Changed returns a channel
+// that is closed when objects of the kind change.
+func (s *Source) Keep(ctx context.Context, snapshot func() model.Snapshot, changed func(model.Kind) <-chan struct{}) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-live:
+	case <-s.live:
 	}
-	for _, k := range Kinds() {
-		s.w.Replace(k, nil)
-	}
-	tick := time.NewTicker(s.every)
-	defer tick.Stop()
 	for {
-		s.save()
+		woken := anyOf(changed)
+		s.save(snapshot())
 		select {
 		case <-ctx.Done():
-			s.save()
+		case <-time.After(s.pause):
+		}
+		woken(ctx)
+		if ctx.Err() != nil {
+			s.save(snapshot())
 			return ctx.Err()
-		case <-tick.C:
 		}
 	}
 }
 
+// anyOf looks at every kind now and returns a function that waits until one of them has changed since, or ctx ends.
+func anyOf(changed func(model.Kind) <-chan struct{}) func(context.Context) {
+	var cases []reflect.SelectCase
+	for _, k := range Kinds() {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(changed(k))})
+	}
+	return func(ctx context.Context) {
+		reflect.Select(append(cases, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())}))
+	}
+}
+
 // save writes the file if it is not up to date.
-func (s *Source) save() {
-	snap := s.snapshot()
-	sum, err := digest(s.node, snap)
+func (s *Source) save(snap model.Snapshot) {
+	sum, err := digest(snap)
 	if err == nil && sum == s.saved {
 		return
 	}
 	if err == nil {
-		err = Save(s.dir, s.node, snap)
+		err = Save(s.dir, snap)
 	}
 	if err != nil && !s.failing {
 		s.log.Warn("the last known objects are not on disk", "err", err)

@@ -62,8 +62,8 @@ func TestRoundTrip(t *testing.T) {
 	dir, s := t.TempDir(), newStore(t)
 	w := s.Writer("kube")
 	w.Upsert(everything()...)
-	w.Upsert(&model.Pod{PodRef: model.PodRef{Namespace: "ns", Name: "elsewhere"}, Node: "n2"}, &model.PathMTU{Node: "n2", MTU: 1400})
-	if err := Save(dir, "n1", s.Snapshot()); err != nil {
+	w.Upsert(&model.PathMTU{Node: "n2", MTU: 1400})
+	if err := Save(dir, s.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
 	got, err := Load(dir)
@@ -105,7 +105,7 @@ func TestNothingSaved(t *testing.T) {
 func TestEveryDamageIsFound(t *testing.T) {
 	dir, s := t.TempDir(), newStore(t)
 	s.Writer("kube").Upsert(everything()...)
-	if err := Save(dir, "n1", s.Snapshot()); err != nil {
+	if err := Save(dir, s.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, fileName)
@@ -146,15 +146,15 @@ func TestColdStart(t *testing.T) {
 	dir := t.TempDir()
 	before := newStore(t)
 	before.Writer("kube").Upsert(node("n1"), node("gone"))
-	if err := Save(dir, "n1", before.Snapshot()); err != nil {
+	if err := Save(dir, before.Snapshot()); err != nil {
 		t.Fatal(err)
 	}
 
 	s := newStore(t)
 	live := s.Writer("kube")
-	c := New(dir, "n1", s.Writer(store.CacheSource), s.Snapshot, slog.New(slog.DiscardHandler))
-	if n, err := c.Restore(); n != 2 || err != nil {
-		t.Fatalf("restored %d, %v", n, err)
+	c := New(dir, s.Writer(store.CacheSource), slog.New(slog.DiscardHandler))
+	if err := c.Restore(); err != nil {
+		t.Fatal(err)
 	}
 	names := func() string {
 		var out []string
@@ -167,8 +167,8 @@ func TestColdStart(t *testing.T) {
 		t.Errorf("without the API server: %s", names())
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	complete, done := make(chan struct{}), make(chan error)
-	go func() { done <- c.Run(ctx, complete) }()
+	done := make(chan error)
+	go func() { done <- c.Keep(ctx, s.Snapshot, s.WatchKind) }()
 
 	fresh := node("n1")
 	fresh.Labels = map[string]string{"a": "fresh"}
@@ -176,7 +176,8 @@ func TestColdStart(t *testing.T) {
 	if names() != "goneb n1fresh n3b" {
 		t.Errorf("the live row must win, the others stay until it is complete: %s", names())
 	}
-	close(complete)
+	c.Withdraw()
+	c.Withdraw()
 	file := func() string {
 		objs, err := Load(dir)
 		if err != nil {
@@ -202,10 +203,10 @@ func TestColdStart(t *testing.T) {
 func TestNothingIsSavedBeforeTheLiveSourceIsComplete(t *testing.T) {
 	dir, s := t.TempDir(), newStore(t)
 	s.Writer("kube").Upsert(node("half"))
-	c := New(dir, "n1", s.Writer(store.CacheSource), s.Snapshot, slog.New(slog.DiscardHandler))
+	c := New(dir, s.Writer(store.CacheSource), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := c.Run(ctx, make(chan struct{})); !errors.Is(err, context.Canceled) {
+	if err := c.Keep(ctx, s.Snapshot, s.WatchKind); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if fs, _ := os.ReadDir(dir); len(fs) != 0 {
@@ -217,8 +218,8 @@ func TestIdleWritesNothing(t *testing.T) {
 	dir, s := t.TempDir(), newStore(t)
 	w := s.Writer("kube")
 	w.Upsert(node("n1"))
-	c := New(dir, "n1", s.Writer(store.CacheSource), s.Snapshot, slog.New(slog.DiscardHandler))
-	c.save()
+	c := New(dir, s.Writer(store.CacheSource), slog.New(slog.DiscardHandler))
+	c.save(s.Snapshot())
 	path := filepath.Join(dir, fileName)
 	inode := func() any {
 		st, err := os.Stat(path)
@@ -230,21 +231,47 @@ func TestIdleWritesNothing(t *testing.T) {
 	first := inode()
 	w.Upsert(&model.PathMTU{Node: "n2", MTU: 1400}) // not one of ours
 	for range 5 {
-		c.save()
+		c.save(s.Snapshot())
 	}
 	if !reflect.DeepEqual(first, inode()) {
 		t.Error("written although nothing changed")
 	}
 	w.Upsert(node("n2"))
-	c.save()
+	c.save(s.Snapshot())
 	if reflect.DeepEqual(first, inode()) {
 		t.Error("a change was not written")
 	}
 }
 
+// TestKeepFollowsChanges shortens the pause and counts writes by the file's inode.
+func TestKeepFollowsChanges(t *testing.T) {
+	dir, s := t.TempDir(), newStore(t)
+	w := s.Writer("kube")
+	w.Upsert(node("n1"))
+	c := New(dir, s.Writer(store.CacheSource), slog.New(slog.DiscardHandler))
+	c.pause = 30 * time.Millisecond
+	c.Withdraw()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { _ = c.Keep(ctx, s.Snapshot, s.WatchKind) }()
+	has := func(n int) func() bool {
+		return func() bool {
+			objs, err := Load(dir)
+			return err == nil && len(objs) == n
+		}
+	}
+	eventually(t, has(1))
+	for i := range 20 {
+		w.Upsert(node(fmt.Sprintf("more-%d", i)))
+	}
+	eventually(t, has(21))
+	w.Delete(model.NodeKey("n1"))
+	eventually(t, has(20))
+}
+
 func TestUnwritableDirectory(t *testing.T) {
 	s := newStore(t)
-	err := Save(filepath.Join(t.TempDir(), "none"), "", s.Snapshot())
+	err := Save(filepath.Join(t.TempDir(), "none"), s.Snapshot())
 	if err == nil || !strings.Contains(err.Error(), "save the last known objects: ") {
 		t.Errorf("got %v", err)
 	}
