@@ -154,7 +154,7 @@ func (a *Agent) startCluster() error {
 		live.Complete()
 		cached.Withdraw()
 	}
-	a.group.Go("cache", func(ctx context.Context) error { return cached.Keep(ctx, a.store.Snapshot, a.store.Watch) })
+	a.group.Go("cache", func(ctx context.Context) error { return cached.Keep(ctx, a.store.Snapshot, a.store.WatchKind) })
 	if a.cfg.Source.Type == "file" {
 		src := file.New(a.cfg.Source.Dir, live, complete, a.incidents.add, a.log)
 		a.group.Go("source file", src.Run)
@@ -164,7 +164,7 @@ func (a *Agent) startCluster() error {
 	if err != nil {
 		return err
 	}
-	src, err := kube.New(rc, kube.Options{Node: a.cfg.NodeName, Kinds: watched()}, live, complete, a.log)
+	src, err := kube.New(rc, kube.Options{Node: a.cfg.NodeName, Kinds: watched(), Report: a.incidents.add}, live, complete, a.log)
 	if err != nil {
 		return err
 	}
