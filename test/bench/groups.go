@@ -19,6 +19,8 @@ func crossNodeTraffic(r *rig, o *options, rep *report) error {
 		{"routed", func() (*arm, error) { return r.withPlugin("routed", "ptp", false, false) }},
 		{"vxlan", func() (*arm, error) { return r.rawVXLAN("vxlan") }},
 		{"vxlan-bridge", func() (*arm, error) { return r.withPlugin("vxlan-bridge", "bridge", false, true) }},
+		{"flannel-hostgw", func() (*arm, error) { return r.flannelArm("flannel-hostgw", "host-gw") }},
+		{"flannel-vxlan", func() (*arm, error) { return r.flannelArm("flannel-vxlan", "vxlan") }},
 	})
 	return r.compare(o, rep, crossNode, arms, trafficTests(o))
 }

@@ -43,6 +43,7 @@ type options struct {
 	pods     int
 	idle     time.Duration
 	out      string
+	peers    bool
 	weft     string // directory of weft and weft-cni
 }
 
@@ -78,6 +79,11 @@ func run() error {
 		return errors.New("needs root: it makes network namespaces")
 	}
 	if os.Getenv(isolatedEnv) == "" {
+		if o.peers {
+			if err := buildPeers(); err != nil {
+				fmt.Fprintln(os.Stderr, "bench: peers:", err)
+			}
+		}
 		return isolate(os.Args[1:])
 	}
 	if err := privateMounts(); err != nil {
@@ -103,6 +109,7 @@ func parse(args []string) (*options, error) {
 	fs.DurationVar(&o.idle, "idle", time.Minute, "how long the agents idle for rows A1 and A2")
 	fs.StringVar(&o.out, "out", "bin", "directory of the report")
 	fs.StringVar(&o.weft, "weft", "bin", "directory of the weft and weft-cni binaries")
+	fs.BoolVar(&o.peers, "peers", false, "build flannel and etcd first, unless PEER_FLANNEL_BIN and PEER_ETCD_BIN are set")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
