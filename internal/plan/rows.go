@@ -266,6 +266,7 @@ type Remote struct {
 	Prefix  netip.Prefix
 	Via     netip.Addr // the node's underlay address
 	Tunnel  bool       // VXLAN; else straight to Via on the underlay's device
+	OnLink  bool       // Via is in a subnet of that device: a tunnelled packet needs no route lookup either
 	VTEPMAC model.MAC  // inner destination of tunnelled packets
 	MTU     int        // largest inner packet, bytes; what is larger goes through the stack for an ICMP error
 }
@@ -276,7 +277,7 @@ func (r *Remote) Key() Key { return Key{KindRemote, r.Prefix.String()} }
 func (r *Remote) String() string {
 	how := "direct"
 	if r.Tunnel {
-		how = "tunnel mac " + r.VTEPMAC.String()
+		how = text("tunnel mac", r.VTEPMAC.String(), flag("onlink", r.OnLink))
 	}
 	return fmt.Sprintf("%s via %s %s mtu %d", r.Prefix, r.Via, how, r.MTU)
 }

@@ -103,7 +103,7 @@ func (l local) compilePeer(s model.Snapshot, n *model.Node) []plan.Row {
 		}
 		r := &plan.Remote{By: by, Prefix: dst, Via: via, Tunnel: p.tunnel, MTU: p.mtu}
 		if p.tunnel {
-			r.VTEPMAC = vtep
+			r.VTEPMAC, r.OnLink = vtep, l.sameSubnet(via)
 		}
 		rows = append(rows, r)
 		return true
