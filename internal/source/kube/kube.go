@@ -50,10 +50,9 @@ func Kinds() []model.Kind {
 
 // resource is how the API server knows a kind.
 type resource struct {
-	kind model.Kind
-	typ  k8s.Type
-	path string // of the collection, below the server's URL
-	// one returns the path of one object.
+	kind  model.Kind
+	typ   k8s.Type
+	path  string     // of the collection, below the server's URL
 	query url.Values // for list and watch
 }
 
@@ -181,18 +180,23 @@ func (s *Source) Status() []Status {
 
 // synced notes that the complete state of a kind has been received.
 func (s *Source) synced(k model.Kind) {
+	if s.last(k) {
+		s.complete()
+	}
+}
+
+// last reports whether k was the last kind that was not synced.
+func (s *Source) last(k model.Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	first := !s.status[k].Synced
 	s.status[k] = Status{Kind: k, Synced: true, Since: time.Now()}
 	for _, st := range s.status {
 		if !st.Synced {
-			return
+			return false
 		}
 	}
-	if first {
-		s.complete()
-	}
+	return first
 }
 
 // connected notes that a watch stands.
@@ -220,7 +224,7 @@ func (s *Source) failed(k model.Kind, try int, err error) {
 	s.away = s.away || tell
 	s.mu.Unlock()
 	if tell {
-		s.report(fmt.Sprintf("API server %s cannot be used: %v", s.api.base.Host, err), "the last known objects are used, trying again")
+		s.report("API server "+s.api.base.Host+" cannot be used", fmt.Sprintf("the last known objects are used, trying again: %v", err))
 	}
 }
 

@@ -302,7 +302,7 @@ func TestServerAwayAtStart(t *testing.T) {
 	for r.reports() == "" && time.Now().Before(deadline) {
 		time.Sleep(20 * time.Millisecond) // nothing is written that could be awaited
 	}
-	if got := r.reports(); strings.Count(got, "\n") != 0 || !strings.Contains(got, "cannot be used: ") || !strings.Contains(got, "HTTP status 500") {
+	if got := r.reports(); strings.Count(got, "\n") != 0 || !strings.Contains(got, "cannot be used: the last known objects are used, ") || !strings.Contains(got, "HTTP status 500") {
 		t.Errorf("reports of the outage:\n%s", got)
 	}
 	for _, st := range r.Status() {
