@@ -52,7 +52,7 @@ int to_overlay(struct __sk_buff *skb)
 	p.eth->dst = to->mac;
 	p.eth->src = s->gateway;
 	if (tunnel_push(skb, s, to, &p))
-		return verdict(WEFT_TUNNEL, bpf_redirect_neigh(s->underlay, NULL, 0, 0));
+		return verdict(WEFT_TUNNEL, to_neighbour(s, to));
 	if (!tunnel_key(skb, s, to))
 		return verdict(WEFT_DROP_NO_REMOTE, TCX_DROP);
 	return verdict(WEFT_TUNNEL_DEVICE, TCX_NEXT);

@@ -25,12 +25,12 @@ static __always_inline int send_remote(struct __sk_buff *skb, const struct weft_
 {
 	if (too_big(skb, p, to->mtu))
 		return verdict(WEFT_STACK_MTU, TCX_NEXT);
-	if (!to->tunnel)
-		return send_direct(skb, s, to, p);
 	ip_forwarded(skb, p->ip, p->family);
+	if (!to->tunnel)
+		return verdict(WEFT_DIRECT, to_neighbour(s, to));
 	if (!tunnel_push(skb, s, to, p))
 		return bpf_redirect(s->overlay, 0); /* to_overlay tells the device where to, and counts */
-	return verdict(WEFT_TUNNEL, bpf_redirect_neigh(s->underlay, NULL, 0, 0));
+	return verdict(WEFT_TUNNEL, to_neighbour(s, to));
 }
 
 /* from_pod has what a pod sends. */

@@ -27,15 +27,15 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct weft_sett
 	return verdict(WEFT_LOCAL, bpf_redirect_peer(to->ifindex, 0));
 }
 
-/* send_direct routes a packet to another node over the underlay. */
-static __always_inline int send_direct(struct __sk_buff *skb, const struct weft_settings *s,
-				       const struct weft_remote *to, const struct weft_packet *p)
+/* to_neighbour sends a packet out of the underlay's device to a node, by its neighbour entry or by the routes. */
+static __always_inline int to_neighbour(const struct weft_settings *s, const struct weft_remote *to)
 {
 	struct bpf_redir_neigh nh = {};
 
-	ip_forwarded(skb, p->ip, p->family);
+	if (!to->onlink)
+		return bpf_redirect_neigh(s->underlay, NULL, 0, 0);
 	ip_next_hop(&nh, &to->via);
-	return verdict(WEFT_DIRECT, bpf_redirect_neigh(s->underlay, &nh, sizeof(nh), 0));
+	return bpf_redirect_neigh(s->underlay, &nh, sizeof(nh), 0);
 }
 
 /*

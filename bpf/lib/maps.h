@@ -52,7 +52,7 @@ struct weft_remote {
 	struct weft_mac mac;  /* inner destination in the tunnel */
 	__u16 mtu;            /* of the inner packet */
 	__u16 tunnel;         /* 1: VXLAN, 0: direct */
-	__u16 unused;
+	__u16 onlink;         /* 1: via is a neighbour on the underlay, 0: the kernel's routes lead there */
 };
 
 struct {

@@ -212,6 +212,9 @@ func (d *Driver) putRemote(r *plan.Remote) error {
 	if r.Tunnel {
 		v.Tunnel = 1
 	}
+	if r.OnLink || !r.Tunnel {
+		v.Onlink = 1
+	}
 	if err := d.remotes.put(prefixOf(r.Prefix), v); err != nil {
 		return fmt.Errorf("remote %s: %w", r.Prefix, err)
 	}

@@ -8,22 +8,19 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"testing"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"weft/internal/model"
 	"weft/internal/netset"
 	"weft/internal/plan"
+	"weft/internal/testkit"
 )
 
-// The rig: nodes are network namespaces joined by one veth, pods are namespaces with a veth into a node's. It makes with
-// `ip` what datapath/linux makes on a node; routes of the host lead to the same places as the maps.
+// The rig: nodes are network namespaces joined by one veth, pods are namespaces with a veth into a node's. It
+// makes with `ip` what datapath/linux makes on a node; routes of the host lead to the same places as the maps.
 
 const (
 	overlayDev = "weft-vxlan"
@@ -32,9 +29,9 @@ const (
 )
 
 type node struct {
-	t      *testing.T
+	t      testing.TB
 	id     int
-	ns     string
+	ns     *testkit.Netns
 	addrs  []netip.Addr
 	pods   []*pod
 	rows   rows
@@ -45,7 +42,7 @@ type node struct {
 
 type pod struct {
 	node   *node
-	ns     string
+	ns     *testkit.Netns
 	hostIf string
 	mac    model.MAC
 	addrs  []netip.Addr // one of each family
@@ -68,81 +65,43 @@ func (r rows) All(k plan.Kind) iter.Seq[plan.Row] {
 	}
 }
 
-func needRoot(t testing.TB) {
+// ip runs lines of `ip` in a namespace.
+func ip(t testing.TB, ns *testkit.Netns, lines string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+	file := filepath.Join(t.TempDir(), "batch")
+	if err := os.WriteFile(file, []byte(lines+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := ns.Try(t, "ip", "-batch", file); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, out, lines)
 	}
 }
 
-// ip runs `ip -n NS ARGS`, one command a line.
-func ip(t testing.TB, ns, lines string) {
+// within runs f in a namespace and fails the test with its error.
+func within(t testing.TB, ns *testkit.Netns, f func() error) {
 	t.Helper()
-	args := []string{"-batch", "-"}
-	if ns != "" {
-		args = append([]string{"-n", ns}, args...)
+	var err error
+	ns.Do(t, func() { err = f() })
+	if err != nil {
+		t.Fatal(err)
 	}
-	cmd := exec.Command("ip", args...)
-	cmd.Stdin = strings.NewReader(lines)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("ip %s: %v\n%s\n%s", strings.Join(args, " "), err, out, lines)
-	}
-}
-
-// within runs f on a thread of its own in a namespace. Sockets that f opens stay in it.
-func within(t testing.TB, ns string, f func() error) {
-	t.Helper()
-	if err := in(ns, f); err != nil {
-		t.Fatalf("in %s: %v", ns, err)
-	}
-}
-
-func in(ns string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		h, err := netns.GetFromName(ns)
-		if err == nil {
-			err = netns.Set(h)
-			_ = h.Close()
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
-func sysctl(path, value string) func() error {
-	return func() error { return os.WriteFile("/proc/sys/"+path, []byte(value), 0o600) }
-}
-
-func newNS(t testing.TB, name string) string {
-	t.Helper()
-	name = fmt.Sprintf("wt%d-%s", os.Getpid(), name)
-	ip(t, "", "netns add "+name)
-	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", name).Run() })
-	ip(t, name, "link set lo up")
-	return name
 }
 
 // network joins two nodes by a veth of the given MTU. Nothing is applied yet.
-func network(t *testing.T, mtu int, opts ...Option) (a, b *node) {
+func network(t testing.TB, mtu int, opts ...Option) (a, b *node) {
 	t.Helper()
-	needRoot(t)
 	a, b = newNode(t, 1, opts...), newNode(t, 2, opts...)
-	ip(t, a.ns, fmt.Sprintf("link add %s mtu %d type veth peer name %s mtu %d netns %s", uplink, mtu, uplink, mtu, b.ns))
+	ip(t, a.ns, fmt.Sprintf("link add %s mtu %d type veth peer name %s mtu %d netns %s", uplink, mtu, uplink, mtu, b.ns.Path()))
 	for _, n := range []*node{a, b} {
 		ip(t, n.ns, fmt.Sprintf("addr add %s/24 dev %s\naddr add %s/64 dev %s nodad\nlink set %s up", n.addrs[0], uplink, n.addrs[1], uplink, uplink))
 	}
 	return a, b
 }
 
-func newNode(t *testing.T, id int, opts ...Option) *node {
+func newNode(t testing.TB, id int, opts ...Option) *node {
 	t.Helper()
 	n := &node{
-		t: t, id: id, ns: newNS(t, fmt.Sprintf("n%d", id)), rows: rows{}, opts: opts,
+		t: t, id: id, ns: testkit.New(t), rows: rows{}, opts: opts,
 		addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.168.7.%d", id)), netip.MustParseAddr(fmt.Sprintf("fd07::%d", id))},
 		pins:  filepath.Join(t.TempDir(), "bpf"),
 	}
@@ -152,11 +111,9 @@ func newNode(t *testing.T, id int, opts ...Option) *node {
 		}
 		_ = unix.Unmount(n.pins, unix.MNT_DETACH)
 	})
-	within(t, n.ns, func() error {
-		return errors.Join(
-			sysctl("net/ipv4/ip_forward", "1")(), sysctl("net/ipv6/conf/all/forwarding", "1")(),
-			sysctl("net/ipv4/conf/all/rp_filter", "0")(), sysctl("net/ipv4/conf/default/rp_filter", "0")())
-	})
+	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		n.ns.Sysctl(t, "net/"+path, "1")
+	}
 	return n
 }
 
@@ -172,12 +129,12 @@ func (n *node) podCIDRs() []netip.Prefix {
 func (n *node) addPod(mtu int) *pod {
 	n.t.Helper()
 	i := len(n.pods) + 1
-	p := &pod{node: n, ns: newNS(n.t, fmt.Sprintf("n%dp%d", n.id, i)), hostIf: fmt.Sprintf("weft%d", i), mac: model.MAC{2, 0, 0, 0, byte(n.id), byte(i)}}
+	p := &pod{node: n, ns: testkit.New(n.t), hostIf: fmt.Sprintf("weft%d", i), mac: model.MAC{2, 0, 0, 0, byte(n.id), byte(i)}}
 	for _, c := range n.podCIDRs() {
 		p.addrs = append(p.addrs, netset.Nth(c, uint64(i+1)))
 	}
 	ip(n.t, n.ns, fmt.Sprintf("link add %s mtu %d address %s type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up",
-		p.hostIf, mtu, model.GatewayMAC, mtu, p.mac, p.ns, p.hostIf))
+		p.hostIf, mtu, model.GatewayMAC, mtu, p.mac, p.ns.Path(), p.hostIf))
 	ip(n.t, p.ns, "link set eth0 up")
 	for i, a := range p.addrs {
 		f := netset.Of(a)
@@ -223,9 +180,9 @@ func (n *node) reach(peer *node, outer netset.Family, tunnel bool, mtu int) {
 	for i, c := range peer.podCIDRs() {
 		r := &plan.Remote{Prefix: c, Via: peer.addrs[i], Tunnel: tunnel, MTU: mtu}
 		if tunnel {
-			r.Via, r.VTEPMAC = netset.First(peer.addrs, outer), model.GatewayMAC
+			r.Via, r.VTEPMAC, r.OnLink = netset.First(peer.addrs, outer), model.GatewayMAC, true
 			ip(n.t, n.ns, fmt.Sprintf("route add %s dev %s src %s mtu %d", c, overlayDev, n.addrs[i], mtu))
-			n.want(&plan.Remote{Prefix: netset.Host(peer.addrs[i]), Via: r.Via, Tunnel: true, VTEPMAC: model.GatewayMAC, MTU: mtu})
+			n.want(&plan.Remote{Prefix: netset.Host(peer.addrs[i]), Via: r.Via, Tunnel: true, OnLink: true, VTEPMAC: model.GatewayMAC, MTU: mtu})
 		} else {
 			ip(n.t, n.ns, fmt.Sprintf("route add %s via %s dev %s onlink", c, peer.addrs[i], uplink))
 			n.want(&plan.Remote{Prefix: netset.Host(peer.addrs[i]), Via: peer.addrs[i], MTU: mtu})

@@ -42,7 +42,7 @@ type weftWeftRemote struct {
 	Mac    weftWeftMac
 	Mtu    uint16
 	Tunnel uint16
-	Unused uint16
+	Onlink uint16
 }
 
 type weftWeftSettings struct {

@@ -1,0 +1,118 @@
+package ebpf
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"weft/internal/model"
+	"weft/internal/netset"
+)
+
+// emptyProgram is what every cost is compared with.
+func emptyProgram(t testing.TB) *ebpf.Program {
+	t.Helper()
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Close() })
+	return p
+}
+
+// path is a way of a packet through a program.
+type path struct {
+	name   string
+	prog   *ebpf.Program
+	packet []byte
+	// A program that forwards changes its packet: it can be run on it again until the TTL is used up, unless it
+	// pushes or pops a header; then it runs once for each packet.
+	again int
+	want  uint32
+}
+
+// paths sets a node up so that the loopback device, which a program without a context runs on, is a pod's, and
+// all pods have the gateway's MAC, so that a forwarded packet may be forwarded again.
+func paths(t testing.TB, outer netset.Family) []path {
+	t.Helper()
+	n, peer := lone(t, outer, true)
+	d := n.driver
+	gw := model.GatewayMAC
+	src, dst := n.pods[0], n.pods[1]
+	for _, p := range n.pods {
+		for _, a := range p.addrs {
+			if err := d.locals.put(addrOf(a), weftWeftLocal{Ifindex: 1, Mac: macOf(gw)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var out []path
+	add := func(name string, prog *ebpf.Program, again int, want uint32, pkt frame) {
+		out = append(out, path{fmt.Sprintf("%s/%s", name, netset.Of(pkt.src)), prog, pkt.bytes(), again, want})
+	}
+	for i, f := range netset.Families() {
+		base := frame{srcMAC: gw, dstMAC: gw, src: src.addr(f), proto: protoTCP, ttl: 255, payload: tcp(1000, 80, 10)}
+		local, remote, world, arriving := base, base, base, base
+		local.dst = dst.addr(f)
+		remote.dst = netset.Nth(peer.podCIDRs()[i], 9)
+		world.dst = netset.Nth(netset.Default(f), 0x08080808)
+		arriving.src, arriving.dst = remote.dst, dst.addr(f)
+		add("from_pod/local", d.objs.FromPod, 250, verdictRedirect, local)
+		add("from_pod/tunnel", d.objs.FromPod, 1, verdictRedirect, remote)
+		add("from_pod/stack", d.objs.FromPod, 250, verdictNext, world)
+		add("from_net/local", d.objs.FromNet, 250, verdictRedirect, arriving)
+		add("from_net/other", d.objs.FromNet, 250, verdictNext, world)
+		o := netset.First(n.addrs, outer)
+		add("from_net/tunnel", d.objs.FromNet, 1, verdictRedirect, frame{
+			src: netset.First(peer.addrs, outer), dst: o, proto: protoUDP,
+			payload: udp(40000, vxlanPort, vxlan(1, arriving.bytes())),
+		})
+		add("to_overlay/tunnel", d.objs.ToOverlay, 1, verdictRedirect, remote)
+		add("to_pod/untracked", d.objs.ToPod, 250, verdictNext, arriving)
+		add("to_net/untracked", d.objs.ToNet, 250, verdictNext, remote)
+		// Last, for it changes the rows.
+		defer func() {
+			_ = d.remotes.put(prefixOf(peer.podCIDRs()[i]), weftWeftRemote{Via: addrOf(peer.addrs[i]), Mtu: 1500})
+		}()
+	}
+	return out
+}
+
+// once is how long a program takes on a packet: the least of many means.
+func once(t testing.TB, prog *ebpf.Program, packet []byte, repeat, rounds int) time.Duration {
+	t.Helper()
+	best := time.Hour
+	for range rounds {
+		_, d, err := prog.Benchmark(packet, repeat, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		best = min(best, d)
+	}
+	return best
+}
+
+// BenchmarkPrograms prints what each path of a packet costs over an empty program.
+func BenchmarkPrograms(b *testing.B) {
+	empty := emptyProgram(b)
+	for _, p := range paths(b, netset.V4) {
+		b.Run(p.name, func(b *testing.B) {
+			if got, _, err := p.prog.Test(p.packet); err != nil || got != p.want {
+				b.Fatalf("verdict %d, %v, want %d", int32(got), err, int32(p.want))
+			}
+			const rounds = 2000
+			base := once(b, empty, p.packet, p.again, rounds)
+			for range b.N {
+				d := once(b, p.prog, p.packet, p.again, rounds)
+				b.ReportMetric(float64(d-base), "ns/packet")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
