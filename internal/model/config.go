@@ -64,6 +64,7 @@ type IPAM struct {
 
 // Pool is a set of prefixes for the pods of one node.
 type Pool struct {
+	// Name is what messages call the pool.
 	Name string `json:"name"`
 	// Node is the node whose pods are served; each node of a pool set has its own pool.
 	Node string `json:"node"`
