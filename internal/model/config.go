@@ -31,7 +31,7 @@ type Config struct {
 	Paths Paths `json:"paths,omitzero"`
 	// MetricsAddress serves /metrics, /healthz and /readyz. "off" serves nothing.
 	MetricsAddress string `json:"metricsAddress,omitempty"`
-	// LogLevel is debug, info, warn or error.
+	// LogLevel is "debug", "info", "warn" or "error".
 	LogLevel string `json:"logLevel,omitempty"`
 }
 

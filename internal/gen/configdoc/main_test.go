@@ -43,7 +43,7 @@ func TestAFieldWithoutCommentIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const comment = "	// LogLevel is debug, info, warn or error.\n"
+	const comment = "	// LogLevel is \"debug\", \"info\", \"warn\" or \"error\".\n"
 	if !bytes.Contains(src, []byte(comment)) {
 		t.Fatal("the comment that this test removes is no longer there")
 	}
