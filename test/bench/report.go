@@ -30,12 +30,13 @@ type report struct {
 	Go      string    `json:"go"`
 	Flags   []string  `json:"flags"`
 	// Noisy: rounds were used however loud the machine was. Such a run checks functions; it measures nothing.
-	Noisy    bool      `json:"noisy"`
-	Arms     []armInfo `json:"arms"`
-	Noise    []noise   `json:"noise"`
-	Series   []*series `json:"series"`
-	Verdicts []verdict `json:"verdicts"`
-	Notes    []string  `json:"notes"` // what was skipped or failed, and why
+	Noisy    bool        `json:"noisy"`
+	Arms     []armInfo   `json:"arms"`
+	Noise    []noise     `json:"noise"`
+	Series   []*series   `json:"series"`
+	Samples  []sampleRow `json:"samples,omitempty"`
+	Verdicts []verdict   `json:"verdicts"`
+	Notes    []string    `json:"notes"` // what was skipped or failed, and why
 }
 
 type armInfo struct {
