@@ -379,3 +379,20 @@ func DestroyCgroup(name string) error {
 	}
 	return nil
 }
+
+// NewNetns creates a network namespace with lo up, held by a bind mount on the file.
+// It lives until the file is unmounted and nothing is in it.
+func NewNetns(file string) error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+		if err := unix.Mount("/proc/thread-self/ns/net", file, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("keep network namespace at %s: %w", file, err)
+		}
+		return nil
+	})
+}

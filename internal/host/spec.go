@@ -62,6 +62,8 @@ type Spec struct {
 	Env []string `json:"env,omitempty"`
 	// Processes are started in their order.
 	Processes []Process `json:"processes,omitempty"`
+	// Data is for the Builtins of the program that calls Init.
+	Data json.RawMessage `json:"data,omitempty"`
 }
 
 // Bind is a bind mount. The target is created as a directory or file like the source.

@@ -1,0 +1,304 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"weft/internal/host"
+	"weft/internal/model"
+)
+
+// Paths on a node. /opt, /etc, /run and /var/lib are each node's own.
+const (
+	binPath     = "/opt/weft/bin" // the directory of this binary, bound read-only
+	configPath  = "/etc/weft/config.yaml"
+	clusterPath = "/opt/weft/cluster" // the lab's store
+	podsPath    = "/var/lib/weft-lab/pods"
+	confPath    = "/etc/cni/net.d"
+	cniBinPath  = "/opt/cni/bin"
+	cniCache    = "/var/lib/cni"
+
+	agentProcess   = "agent"
+	runtimeProcess = "runtime"
+)
+
+// Up starts the lab, or what is missing of it, and returns when all agents serve. A
+// lab that exists keeps its options; only its number of nodes may grow.
+func Up(ctx context.Context, o Options) (*Lab, error) {
+	o.SetDefaults()
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("a lab is made of network namespaces and mounts: run this as root")
+	}
+	l := &Lab{dir: Dir(o.Name), opts: o}
+	err := exclusive(ctx, o.Name, func() error {
+		if err := l.claim(); err != nil {
+			return err
+		}
+		return l.start(ctx)
+	})
+	return l, err
+}
+
+// claim writes the lab's options, or compares them with those it has.
+func (l *Lab) claim() error {
+	if old, err := Open(l.opts.Name); err == nil {
+		a, b := old.opts, l.opts
+		b.Nodes = max(a.Nodes, b.Nodes)
+		l.opts.Nodes = b.Nodes
+		a.Nodes = b.Nodes
+		if !reflect.DeepEqual(normal(a), normal(b)) {
+			return fmt.Errorf("lab %s is up with other options (%s); `weft lab down --name %s` first", a.Name, a.describe(), a.Name)
+		}
+	} else if !errors.Is(err, ErrNoLab) {
+		return err
+	}
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(l.opts, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(l.dir, optionsFile), b, 0o644); err != nil {
+		return err
+	}
+	l.store, err = newStore(filepath.Join(l.dir, "cluster"))
+	return err
+}
+
+// normal brings options into the form that they have after a round trip through JSON.
+func normal(o Options) Options {
+	b, _ := json.Marshal(o)
+	var out Options
+	_ = json.Unmarshal(b, &out)
+	return out
+}
+
+func (o *Options) describe() string {
+	return fmt.Sprintf("--nodes %d --mtu %s --subnets %d --ip-family %s --backend %s",
+		o.Nodes, strings.Trim(strings.ReplaceAll(fmt.Sprint(o.MTU), " ", ","), "[]"), o.Subnets, o.IPFamily, o.Backend)
+}
+
+func (l *Lab) start(ctx context.Context) error {
+	nodes := l.opts.nodes()
+	if err := l.putNodes(nodes); err != nil {
+		return err
+	}
+	var wire, outside *host.Host
+	wired := make(chan struct{}) // closed when the underlay is there, or failed
+	var wireErr error
+	go func() {
+		defer close(wired)
+		wireErr = each([]**host.Host{&wire, &outside}, func(h **host.Host) (err error) {
+			*h, err = l.startPlain(ctx, map[bool]string{true: wireHost, false: OutsideHost}[h == &wire])
+			return err
+		})
+		if wireErr == nil {
+			wireErr = l.underlay(wire, outside)
+		}
+	}()
+	err := each(nodes, func(n node) error {
+		h, err := l.startNode(ctx, n)
+		<-wired
+		if err != nil || wireErr != nil {
+			return err
+		}
+		if err := l.connect(wire, h, n); err != nil {
+			return err
+		}
+		for _, p := range []string{agentProcess, runtimeProcess} {
+			if err := h.StartProcess(ctx, p); err != nil {
+				return err
+			}
+		}
+		return l.awaitAgent(ctx, h)
+	})
+	<-wired
+	return errors.Join(wireErr, err)
+}
+
+// StartNode starts a node that is down, as after a reboot.
+func (l *Lab) StartNode(ctx context.Context) error {
+	return exclusive(ctx, l.opts.Name, func() error { return l.start(ctx) })
+}
+
+// startPlain starts a host without an agent.
+func (l *Lab) startPlain(ctx context.Context, name string) (*host.Host, error) {
+	spec := host.Spec{
+		Name: name, Cgroup: l.cgroup() + "/" + name, Volatile: []string{"/run"},
+		Sysctls: l.sysctls(),
+	}
+	if name == OutsideHost {
+		spec.Data = respond{Ports: []respondPort{{Port: 80}, {Port: 443}, {Protocol: "udp", Port: 53}, {Protocol: "udp", Port: 7}}}.encode()
+	}
+	return host.Start(ctx, l.hostDir(name), spec, initArgs()...)
+}
+
+// startNode starts a node's host, with its processes down until it is on the wire.
+func (l *Lab) startNode(ctx context.Context, n node) (*host.Host, error) {
+	config, err := l.agentConfig(n)
+	if err != nil {
+		return nil, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	weft := filepath.Join(binPath, filepath.Base(exe))
+	return host.Start(ctx, l.hostDir(n.Name), host.Spec{
+		Name: n.Name, System: true, Cgroup: l.cgroup() + "/" + n.Name,
+		Private: []string{"/var/lib", "/var/log", "/opt"}, Overlay: []string{"/etc"}, Volatile: []string{"/run"},
+		Binds: []host.Bind{
+			{Source: filepath.Dir(exe), Target: binPath, ReadOnly: true},
+			{Source: l.store.dir, Target: clusterPath},
+		},
+		Files:   map[string]string{configPath: config},
+		Sysctls: l.sysctls(),
+		Env:     []string{"NODE_NAME=" + n.Name},
+		Processes: []host.Process{
+			{Name: agentProcess, Args: []string{weft, "agent", "--config", configPath}, Down: true},
+			{Name: runtimeProcess, Args: []string{weft, "lab", "runtime", n.Name}, Down: true},
+		},
+	}, initArgs()...)
+}
+
+// initArgs is the command that makes this binary pid 1 of a host.
+func initArgs() []string { return []string{"/proc/self/exe", "lab", "host-init"} }
+
+// sysctls are those of a usual node: what the agent needs beyond, it sets itself.
+func (l *Lab) sysctls() map[string]string {
+	m := map[string]string{"net/ipv4/ping_group_range": "0 2147483647"}
+	for _, f := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		m[f] = "1"
+	}
+	return m
+}
+
+// agentConfig is the configuration of the node's agent: the lab's own settings, and
+// the user's over them where they may be.
+func (l *Lab) agentConfig(n node) (string, error) {
+	c := map[string]any{
+		"backend":      map[string]any{"type": l.opts.Backend},
+		"clusterCIDRs": prefixesOf(l.opts.families(), clusterCIDRs()...),
+	}
+	merge(c, l.opts.Config)
+	merge(c, map[string]any{
+		"nodeName": n.Name,
+		"source":   map[string]any{"type": "file", "dir": filepath.Join(clusterPath, objectsDir)},
+	})
+	b, err := yaml.Marshal(c)
+	if err != nil {
+		return "", err
+	}
+	var check model.Config
+	if err := yaml.UnmarshalStrict(b, &check); err != nil {
+		return "", fmt.Errorf("agent configuration: %s", strings.TrimPrefix(err.Error(), "error unmarshaling JSON: while decoding JSON: json: "))
+	}
+	check.SetDefaults()
+	return string(b), check.Validate()
+}
+
+// merge puts the fields of over into base, maps field by field.
+func merge(base, over map[string]any) {
+	for k, v := range over {
+		b, ok1 := base[k].(map[string]any)
+		o, ok2 := v.(map[string]any)
+		if ok1 && ok2 {
+			merged := maps.Clone(b)
+			merge(merged, o)
+			v = merged
+		}
+		base[k] = v
+	}
+}
+
+// putNodes writes the Node objects of nodes that have none.
+func (l *Lab) putNodes(nodes []node) error {
+	fams := l.opts.families()
+	for _, n := range nodes {
+		if o, err := l.store.get(ref{"Node", "", n.Name}); o != nil || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		obj := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: map[string]string{
+			"kubernetes.io/hostname": n.Name, "kubernetes.io/os": "linux",
+			"topology.kubernetes.io/zone": fmt.Sprintf("subnet%d", n.Subnet),
+		}}}
+		for _, p := range prefixesOf(fams, n.podCIDRs()...) {
+			obj.Spec.PodCIDRs = append(obj.Spec.PodCIDRs, p.String())
+		}
+		obj.Spec.PodCIDR = obj.Spec.PodCIDRs[0]
+		for _, a := range addrsOf(fams, hostsOf(n.addrs())...) {
+			obj.Status.Addresses = append(obj.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+		}
+		obj.Status.Addresses = append(obj.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: n.Name})
+		o, err := encode("v1", "Node", &obj)
+		if err != nil {
+			return err
+		}
+		stamp(o)
+		if err := l.store.put(o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitAgent returns when the node's agent has installed its CNI configuration, which
+// it does last, when it can serve.
+func (l *Lab) awaitAgent(ctx context.Context, h *host.Host) error {
+	// What is written to the overlay on /etc is seen from outside in its upper directory.
+	for dir := host.Path(h.Dir(), confPath); ; {
+		if found, err := hasConf(dir); found || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the agent of %s is not ready: %w; the end of its log %s:\n%s",
+				h.Name(), ctx.Err(), h.LogFile(agentProcess), tail(h.LogFile(agentProcess), 5))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// hasConf reports whether a CNI network configuration is in the directory.
+func hasConf(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return isConf(e.Name()) }), err
+}
+
+func isConf(name string) bool {
+	return slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(name))
+}
+
+// tail returns the last lines of a file, indented.
+func tail(path string, lines int) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "    (" + err.Error() + ")"
+	}
+	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
+	return "    " + strings.Join(all[max(0, len(all)-lines):], "\n    ")
+}
