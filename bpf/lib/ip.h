@@ -105,9 +105,11 @@ static __always_inline void addr_map(struct weft_addr *to, __be32 a)
 	to->w[3] = a;
 }
 
-/* addr_is_local_business says whether an address never leaves a link: unspecified or fe80::/10. */
+/* addr_is_local_business says whether an address means something on one link only: unspecified or link-local. */
 static __always_inline bool addr_is_local_business(const struct weft_addr *a)
 {
+	if (addr_is_mapped(a))
+		return !a->w[3] || (a->w[3] & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
 	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) || !(a->w[0] | a->w[1] | a->w[2] | a->w[3]);
 }
 

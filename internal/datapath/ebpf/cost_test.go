@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"fmt"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"weft/internal/model"
 	"weft/internal/netset"
+	"weft/internal/plan"
 )
 
 // emptyProgram is what every cost is compared with.
@@ -52,6 +54,12 @@ func paths(t testing.TB, outer netset.Family) []path {
 			}
 		}
 	}
+	elsewhere := []netip.Prefix{netip.MustParsePrefix("10.244.99.0/24"), netip.MustParsePrefix("fd10:244:0:99::/64")}
+	for i, c := range elsewhere {
+		if err := d.putRemote(&plan.Remote{Prefix: c, Via: peer.addrs[i], MTU: 1500}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var out []path
 	add := func(name string, prog *ebpf.Program, again int, want uint32, pkt frame) {
 		out = append(out, path{fmt.Sprintf("%s/%s", name, netset.Of(pkt.src)), prog, pkt.bytes(), again, want})
@@ -65,6 +73,9 @@ func paths(t testing.TB, outer netset.Family) []path {
 		arriving.src, arriving.dst = remote.dst, dst.addr(f)
 		add("from_pod/local", d.objs.FromPod, 250, verdictRedirect, local)
 		add("from_pod/tunnel", d.objs.FromPod, 1, verdictRedirect, remote)
+		direct := remote
+		direct.dst = netset.Nth(elsewhere[i], 9)
+		add("from_pod/direct", d.objs.FromPod, 250, verdictRedirect, direct)
 		add("from_pod/stack", d.objs.FromPod, 250, verdictNext, world)
 		add("from_net/local", d.objs.FromNet, 250, verdictRedirect, arriving)
 		add("from_net/other", d.objs.FromNet, 250, verdictNext, world)
@@ -76,10 +87,6 @@ func paths(t testing.TB, outer netset.Family) []path {
 		add("to_overlay/tunnel", d.objs.ToOverlay, 1, verdictRedirect, remote)
 		add("to_pod/untracked", d.objs.ToPod, 250, verdictNext, arriving)
 		add("to_net/untracked", d.objs.ToNet, 250, verdictNext, remote)
-		// Last, for it changes the rows.
-		defer func() {
-			_ = d.remotes.put(prefixOf(peer.podCIDRs()[i]), weftWeftRemote{Via: addrOf(peer.addrs[i]), Mtu: 1500})
-		}()
 	}
 	return out
 }
