@@ -254,8 +254,11 @@ func (r *rig) debianPlugin(kind, state string, subnets []netip.Prefix, mtu int) 
 	return &plugin{binary: filepath.Join(dir, kind), path: dir, conf: raw}, err
 }
 
-func zero(a netip.Addr) netip.Addr {
-	if netset.Of(a) == netset.V4 {
+// zero is the unspecified address of a's family.
+func zero(a netip.Addr) netip.Addr { return unspecified(netset.Of(a)) }
+
+func unspecified(f netset.Family) netip.Addr {
+	if f == netset.V4 {
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()

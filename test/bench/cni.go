@@ -1,14 +1,15 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"weft/internal/bench"
+	"weft/internal/netset"
 )
 
 // subject is one way to attach pods in a node namespace of its own. add and del are called in threads
@@ -20,7 +21,9 @@ type subject struct {
 	pods  []string // namespaces
 	add   func(i int) error
 	del   func(i int) error
-	weft  *weftNode // nil for peers
+	// addAddress is add, and tells the address that the pod was given. Plugins only.
+	addAddress func(i int, f netset.Family) (netip.Addr, error)
+	weft       *weftNode // nil for peers
 }
 
 // samples are durations in milliseconds, one slice a round.
@@ -116,6 +119,10 @@ func (s *subject) use(p *plugin) {
 	id := func(i int) string { return fmt.Sprintf("%s-%08x", s.name, i) }
 	s.add = func(i int) error { _, err := p.add(id(i), s.pods[i]); return err }
 	s.del = func(i int) error { return p.del(id(i), s.pods[i]) }
+	s.addAddress = func(i int, f netset.Family) (netip.Addr, error) {
+		r, err := p.add(id(i), s.pods[i])
+		return r.addresses()[f], err
+	}
 }
 
 func (r *rig) weftSubject(o *options) (*subject, error) {
@@ -362,5 +369,3 @@ func sampleSeries(got map[string]*samples) []sampleRow {
 	}
 	return out
 }
-
-var errNotYet = errors.New("not yet")

@@ -36,8 +36,8 @@ func (r cniResult) addresses() map[netset.Family]netip.Addr {
 	return m
 }
 
-// call executes the plugin in the calling thread's network namespace.
-func (p *plugin) call(command, id, netns string) ([]byte, error) {
+// command prepares an execution of the plugin.
+func (p *plugin) command(command, id, netns string) *exec.Cmd {
 	cmd := exec.Command(p.binary)
 	cmd.Stdin = bytes.NewReader(p.conf)
 	cmd.Env = []string{
@@ -45,6 +45,12 @@ func (p *plugin) call(command, id, netns string) ([]byte, error) {
 		"CNI_NETNS=" + filepath.Join(netnsDir, netns), "CNI_PATH=" + p.path,
 		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME=" + id,
 	}
+	return cmd
+}
+
+// call executes the plugin in the calling thread's network namespace.
+func (p *plugin) call(command, id, netns string) ([]byte, error) {
+	cmd := p.command(command, id, netns)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	if err := cmd.Run(); err != nil {

@@ -7,6 +7,7 @@ func sameNodeTraffic(r *rig, o *options, rep *report) error {
 		{"veth again", func() (*arm, error) { return r.direct("veth again") }},
 		{"bridge", func() (*arm, error) { return r.withPlugin("bridge", "bridge", true, false) }},
 		{"ptp", func() (*arm, error) { return r.withPlugin("ptp", "ptp", true, false) }},
+		{"weft", func() (*arm, error) { a, _, err := r.weftArm(o, "weft", "vxlan", true); return a, err }},
 	})
 	return r.compare(o, rep, sameNode, arms, trafficTests(o))
 }
@@ -21,6 +22,8 @@ func crossNodeTraffic(r *rig, o *options, rep *report) error {
 		{"vxlan-bridge", func() (*arm, error) { return r.withPlugin("vxlan-bridge", "bridge", false, true) }},
 		{"flannel-hostgw", func() (*arm, error) { return r.flannelArm("flannel-hostgw", "host-gw") }},
 		{"flannel-vxlan", func() (*arm, error) { return r.flannelArm("flannel-vxlan", "vxlan") }},
+		{"weft-direct", func() (*arm, error) { a, _, err := r.weftArm(o, "weft-direct", "direct", false); return a, err }},
+		{"weft-vxlan", func() (*arm, error) { a, _, err := r.weftArm(o, "weft-vxlan", "vxlan", false); return a, err }},
 	})
 	return r.compare(o, rep, crossNode, arms, trafficTests(o))
 }

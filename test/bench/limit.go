@@ -15,7 +15,8 @@ import (
 // state. It is the limit of rows C1 and C2. Call it in a thread of the node's namespace.
 type netlinkLimit struct{}
 
-var gateways = []string{"169.254.1.1", "fe80::1"} // read only
+// gateways are what a pod sends to, by family.
+func gateways() []string { return []string{"169.254.1.1", "fe80::1"} }
 
 const gatewayMAC = "02:77:65:66:74:01"
 
@@ -61,7 +62,7 @@ func (netlinkLimit) add(index int, pod string) error {
 	}
 	for i, subnet := range both(podPrefix, 1) {
 		addr := nth(subnet, 2+index).Addr()
-		if err := addressing(host, inside, outside, eth, addr, netip.MustParseAddr(gateways[i]), mac); err != nil {
+		if err := addressing(host, inside, outside, eth, addr, netip.MustParseAddr(gateways()[i]), mac); err != nil {
 			return err
 		}
 	}

@@ -159,7 +159,7 @@ func gateWords(bound float64, atMost bool) string {
 	return fmt.Sprintf(">= %g", bound)
 }
 
-// absolute adds a verdict about a plain figure.
+// absolute adds a verdict about a plain figure that must be at most bound; NaN: it is information.
 func (r *report) absolute(row, test, arm, unit string, value, bound float64) {
 	v := verdict{Row: row, Test: test, Arm: arm, Value: value, Unit: unit}
 	if !math.IsNaN(bound) {
@@ -171,9 +171,12 @@ func (r *report) absolute(row, test, arm, unit string, value, bound float64) {
 	r.Verdicts = append(r.Verdicts, v)
 }
 
+// noBound makes a verdict information.
+func noBound() float64 { return math.NaN() }
+
 // inform adds a figure without a gate.
 func (r *report) inform(row, test, arm, unit string, value float64) {
-	r.absolute(row, test, arm, unit, value, math.NaN())
+	r.absolute(row, test, arm, unit, value, noBound())
 }
 
 // write saves the JSON and returns its path.

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"weft/internal/bench"
+	"weft/internal/netset"
+)
+
+// event is something done to the agents while traffic flows.
+type event struct {
+	what string
+	at   time.Time
+}
+
+// after is how long after an event a gap is blamed on it.
+const after = time.Second
+
+// agentDeath is row P9: round trips and a stream while the agents are killed, restarted and terminated,
+// beside the same without any event.
+func agentDeath(r *rig, o *options, rep *report) error {
+	for _, c := range []struct {
+		name, backend string
+		same          bool
+	}{{"weft death same node", "vxlan", true}, {"weft death vxlan", "vxlan", false}, {"weft death direct", "direct", false}} {
+		a, agents, err := r.weftArm(o, c.name, c.backend, c.same)
+		if err != nil {
+			rep.note("P9 %s: %v", c.name, err)
+			continue
+		}
+		if err := r.startTools([]*arm{a}); err != nil {
+			rep.note("P9 %s: %v", c.name, err)
+			continue
+		}
+		for _, mode := range []bench.Mode{bench.RR, bench.Stream} {
+			if err := r.death(o, rep, a, agents, mode); err != nil {
+				rep.note("P9 %s: %v", c.name, err)
+				rep.absolute("P9", string(mode)+", connections lost", a.name, "", 1, 0)
+			}
+		}
+		for _, n := range agents {
+			n.stop()
+		}
+	}
+	return nil
+}
+
+// death compares runs with and without events, in turns.
+func (r *rig) death(o *options, rep *report, a *arm, agents []*weftNode, mode bench.Mode) error {
+	spec := test{mode: mode, place: "1cpu", family: netset.V4}.spec(o)
+	spec.Duration = 10 * time.Second
+	if o.quick {
+		spec.Duration = 6 * time.Second
+	}
+	var quiet, loud []*bench.Result
+	var events [][]event
+	for range max(1, o.rounds/4) {
+		res, err := r.measure(a, netset.V4, spec)
+		if err != nil {
+			return fmt.Errorf("without events: %w", err)
+		}
+		quiet = append(quiet, res)
+		var wg sync.WaitGroup
+		var happened []event
+		wg.Go(func() { happened = r.torment(agents, spec.Warmup+spec.Duration) })
+		res, err = r.measure(a, netset.V4, spec)
+		wg.Wait()
+		if err != nil {
+			return fmt.Errorf("while agents died: %w", err)
+		}
+		loud, events = append(loud, res), append(events, happened)
+	}
+	judgeDeath(rep, a, mode, quiet, loud, events)
+	return nil
+}
+
+// torment kills, starts and stops the agents during that time, and leaves them running.
+func (r *rig) torment(agents []*weftNode, during time.Duration) []event {
+	var out []event
+	step := during / 6
+	note := func(what string) { out = append(out, event{what, time.Now()}); time.Sleep(step) }
+	time.Sleep(step)
+	each := func(what string, f func(*weftNode)) {
+		for _, n := range agents {
+			f(n)
+		}
+		note(what)
+	}
+	each("SIGKILL", (*weftNode).kill)
+	each("start", func(n *weftNode) { _ = n.start() })
+	each("SIGTERM", (*weftNode).stop)
+	each("start", func(n *weftNode) { _ = n.start() })
+	return out
+}
+
+// judgeDeath counts what took longer than twice the quiet p99.9 (round trips), or than the longest quiet
+// gap (stream), within a second after an event, and the same at the same offsets of the quiet runs.
+func judgeDeath(rep *report, a *arm, mode bench.Mode, quiet, loud []*bench.Result, events [][]event) {
+	var limits []float64
+	var quietMax, loudMax time.Duration
+	for _, q := range quiet {
+		if mode == bench.RR {
+			limits = append(limits, float64(2*q.Latency.P999))
+		} else if len(q.Longest) > 0 {
+			limits = append(limits, float64(q.Longest[0].Length))
+		}
+		if len(q.Longest) > 0 {
+			quietMax = max(quietMax, q.Longest[0].Length)
+		}
+	}
+	limit := time.Duration(bench.Median(limits))
+	count := 0
+	for i, l := range loud {
+		for _, g := range l.Longest {
+			loudMax = max(loudMax, g.Length)
+			if g.Length > limit && near(g, events[i]) {
+				count++
+			}
+		}
+	}
+	calm := 0
+	for _, q := range quiet {
+		for _, g := range q.Longest {
+			if g.Length > limit {
+				calm++
+			}
+		}
+	}
+	// The quiet runs' gaps are spread over the whole run; the events' windows cover part of it.
+	share := 1.0
+	if len(loud) > 0 && loud[0].Seconds > 0 {
+		share = min(1, float64(len(events[0]))*after.Seconds()/loud[0].Seconds)
+	}
+	test := string(mode) + " IPv4"
+	rep.absolute("P9", test+", connections lost", a.name, "", 0, 0)
+	rep.absolute("P9", fmt.Sprintf("%s, gaps over %v within 1 s of %d events", test, limit.Round(time.Microsecond), len(events)*len(events[0])),
+		a.name, "", float64(count), max(0, float64(calm)*share))
+	rep.inform("P9", test+", longest gap, agents dying", a.name, "ms", milliseconds(loudMax))
+	rep.inform("P9", test+", longest gap, undisturbed", a.name, "ms", milliseconds(quietMax))
+}
+
+func near(g bench.Gap, events []event) bool {
+	for _, e := range events {
+		if since := g.At.Sub(e.at); since > -after/10 && since < after+g.Length {
+			return true
+		}
+	}
+	return false
+}
+
+// kills is the second half of row C5: ADDs whose plugin is killed at a random moment, and now and then the
+// agent too, each followed by the DEL that a container runtime sends. Then nothing of them may be left.
+func (r *rig) kills(o *options, rep *report, s *subject) error {
+	n := s.weft
+	count := 4 * o.pods
+	r.log("C5: %d killed ADDs", count)
+	before, err := leftovers(n)
+	if err != nil {
+		return err
+	}
+	for i := range count {
+		pod := s.pods[i%len(s.pods)]
+		id := fmt.Sprintf("killed%d", i)
+		if err := inNS(n.ns, func() error { return killedAdd(n.plugin, id, pod, time.Duration(rand.IntN(15000))*time.Microsecond) }); err != nil {
+			return err
+		}
+		if i%50 == 49 {
+			n.kill()
+			if err := n.start(); err != nil {
+				return err
+			}
+		}
+		if err := inNS(n.ns, func() error { return n.plugin.del(id, pod) }); err != nil {
+			return fmt.Errorf("DEL after a killed ADD: %w", err)
+		}
+	}
+	var now map[string]int
+	_ = await("leftovers to go", 5*time.Second, n.agent, func() bool {
+		now, err = leftovers(n)
+		return err == nil && fmt.Sprint(now) == fmt.Sprint(before)
+	})
+	if err != nil {
+		return err
+	}
+	for what, was := range before {
+		rep.absolute("C5", fmt.Sprintf("%s left after %d killed ADDs", what, count), "weft", "", float64(now[what]-was), 0)
+	}
+	return nil
+}
+
+// killedAdd starts an ADD and kills the plugin after a while, if it still runs.
+func killedAdd(p *plugin, id, pod string, when time.Duration) error {
+	cmd := p.command("ADD", id, pod)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	timer := time.AfterFunc(when, func() { _ = cmd.Process.Signal(syscall.SIGKILL) })
+	_ = cmd.Wait() // killed, or done: both are wanted
+	timer.Stop()
+	return nil
+}
+
+// leftovers counts what ADDs make.
+func leftovers(n *weftNode) (map[string]int, error) {
+	count := func(args ...string) (int, error) {
+		out, err := exec.Command("ip", append([]string{"-n", n.ns}, args...)...).Output()
+		return strings.Count(string(out), "\n"), err
+	}
+	m := map[string]int{}
+	var err error
+	if m["links"], err = count("-o", "link"); err != nil {
+		return nil, err
+	}
+	for _, f := range netset.Families() {
+		if m[fmt.Sprintf("routes %s", f)], err = count(fmt.Sprintf("-%d", f), "route"); err != nil {
+			return nil, err
+		}
+	}
+	raw, err := n.cli("show", "endpoints", "-o", "json")
+	if err != nil {
+		return nil, err
+	}
+	var rows []json.RawMessage
+	if err := json.Unmarshal(raw, &rows); err != nil {
+		return nil, fmt.Errorf("weft show endpoints: %w", err)
+	}
+	m["endpoints"] = len(rows)
+	return m, nil
+}
