@@ -121,7 +121,7 @@ func (f Field) Entry(m *map[string]string) error {
 }
 
 // maxStrings bounds what a Strings remembers; then it starts anew.
-const maxStrings = 4096
+const maxStrings = 1024
 
 // Strings keeps one copy of equal strings. Nil is valid and keeps none. Not for concurrent use.
 type Strings struct{ known map[string]string }

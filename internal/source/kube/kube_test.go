@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
 
 	"weft/internal/model"
 )
@@ -123,6 +124,11 @@ type running struct {
 
 func start(t testing.TB, f *fakeAPI, o Options) running {
 	t.Helper()
+	return startWith(t, f.config(), o)
+}
+
+func startWith(t testing.TB, cfg *rest.Config, o Options) running {
+	t.Helper()
 	var mu sync.Mutex
 	var reports []string
 	o.Report = func(what, action string) {
@@ -135,7 +141,7 @@ func start(t testing.TB, f *fakeAPI, o Options) running {
 		defer mu.Unlock()
 		return strings.Join(reports, "\n")
 	}}
-	s, err := New(f.config(), o, r.sink, func() { close(r.complete) }, slog.New(slog.DiscardHandler))
+	s, err := New(cfg, o, r.sink, func() { close(r.complete) }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
