@@ -276,7 +276,8 @@ func TestRealAPIServer(t *testing.T) {
 
 	old := startReal(t, r, Options{Kinds: Kinds()}) // has to list
 	awaitClosed(t, old.complete)
-	if got := r.count("200", protobuf, "limit=500"); got != len(Kinds()) {
+	// More where the new server did not know the version from which the first source wanted to continue.
+	if got := r.count("200", protobuf, "limit=500"); got < len(Kinds()) {
 		t.Errorf("%d lists, want %d: %q", got, len(Kinds()), r.asked)
 	}
 	r.do(t, "POST", nodesPath, node("n4", "10.244.4.0/24"))
