@@ -12,6 +12,8 @@ type address struct {
 	index  int
 	prefix netip.Prefix // with the host bits
 	proto  int          // IFA_PROTO; 0 where the kernel does not know it
+	// unusable: it is being checked for duplicates, or has one.
+	unusable bool
 }
 
 func parseAddr(b []byte) address {
@@ -26,6 +28,8 @@ func parseAddr(b []byte) address {
 			local = getAddr(v)
 		case unix.IFA_ADDRESS:
 			peer = getAddr(v)
+		case unix.IFA_FLAGS:
+			a.unusable = getUint(v)&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0
 		case ifaProto:
 			a.proto = getUint(v)
 		}

@@ -44,6 +44,9 @@ type Driver struct {
 	mu   sync.Mutex            // held by Apply, Sweep and the checks of Watch; guards what follows
 	nl   *conn                 // in home
 	have map[plan.Key]plan.Row // rows that the kernel agreed with when they were last looked at
+	// failed are the wanted rows that it refused, told those of have that Watch found changed.
+	failed map[plan.Key]plan.Row
+	told   map[plan.Key]bool
 }
 
 // New returns a driver for the calling thread's network namespace.
@@ -52,7 +55,7 @@ func New(log *slog.Logger) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{log: log, home: home, have: map[plan.Key]plan.Row{}}
+	d := &Driver{log: log, home: home, have: map[plan.Key]plan.Row{}, failed: map[plan.Key]plan.Row{}, told: map[plan.Key]bool{}}
 	d.native = everywhere(home)
 	if d.nl, err = dial(make([]byte, receiveBuffer)); err != nil {
 		_ = unix.Close(home)
@@ -99,15 +102,21 @@ func (d *Driver) Apply(_ context.Context, want plan.View, changed plan.Changes) 
 	for _, k := range slices.Backward(Kinds()) {
 		a.remove(k, changed.Delete)
 	}
+	for _, r := range slices.Concat(changed.Upsert, changed.Delete) {
+		delete(d.told, r.Key())
+	}
 	for _, r := range changed.Upsert {
 		if k := r.Key(); a.res[k] == nil {
 			d.have[k] = r
+			delete(d.failed, k)
 		} else {
+			d.failed[k] = r
 			delete(d.have, k)
 		}
 	}
 	for _, r := range changed.Delete {
 		delete(d.have, r.Key())
+		delete(d.failed, r.Key())
 	}
 	return a.res
 }

@@ -256,7 +256,12 @@ func (c *conn) receive(f func(typ, flags uint16, seq uint32, body []byte)) error
 			return fmt.Errorf("receive from the kernel: %w", err)
 		}
 	}
-	for b := c.buf[:n]; len(b) >= headerLen; {
+	return c.messages(c.buf[:n], f)
+}
+
+// messages calls f for each message in b.
+func (*conn) messages(b []byte, f func(typ, flags uint16, seq uint32, body []byte)) error {
+	for len(b) >= headerLen {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < headerLen || size > len(b) {
 			return fmt.Errorf("receive from the kernel: message of %d bytes in %d", size, len(b))
