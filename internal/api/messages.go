@@ -140,3 +140,39 @@ type Holding struct {
 	Until  time.Time  `json:"until,omitzero"` // end of the quarantine
 	Reason string     `json:"reason"`         // one sentence
 }
+
+// Validate refuses what is no attachment, naming the CNI variable. The container ID is as the CNI specification
+// defines it; the interface name is one that the kernel takes (dev_valid_name).
+func (a Attachment) Validate() error {
+	word := func(c byte) bool {
+		return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+	}
+	switch {
+	case a.ContainerID == "":
+		return Errorf(CodeInvalidEnv, "CNI_CONTAINERID is missing")
+	case len(a.ContainerID) > 200:
+		return Errorf(CodeInvalidEnv, "CNI_CONTAINERID has %d characters, more than 200", len(a.ContainerID))
+	case a.IfName == "":
+		return Errorf(CodeInvalidEnv, "CNI_IFNAME is missing")
+	case len(a.IfName) > 15 || a.IfName == "." || a.IfName == "..":
+		return Errorf(CodeInvalidEnv, "CNI_IFNAME=%q is not an interface name of 1 to 15 characters", a.IfName)
+	}
+	for i := range len(a.ContainerID) {
+		if c := a.ContainerID[i]; !word(c) && (i == 0 || c != '_' && c != '.' && c != '-') {
+			return Errorf(CodeInvalidEnv, "CNI_CONTAINERID=%q: %q cannot be at place %d", a.ContainerID, c, i+1)
+		}
+	}
+	for i := range len(a.IfName) {
+		if c := a.IfName[i]; c == '/' || c == ':' || c <= ' ' || c >= 0x7f {
+			return Errorf(CodeInvalidEnv, "CNI_IFNAME=%q: %q cannot be in an interface name", a.IfName, c)
+		}
+	}
+	return nil
+}
+
+// TombstoneDir is the directory beside the socket in which the plugin leaves a DEL that it could not
+// deliver, as a file with an Attachment in JSON under the name TombstoneName. The agent executes them.
+const TombstoneDir = "deleted"
+
+// TombstoneName is the file name of the attachment in TombstoneDir.
+func (a Attachment) TombstoneName() string { return a.ContainerID + "@" + a.IfName }

@@ -319,6 +319,19 @@ func (a *Allocator) Leases() []Lease {
 	return out
 }
 
+// LeasesOf returns the leases of the pod with that name, whatever its UID.
+func (a *Allocator) LeasesOf(namespace, pod string) []Lease {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []Lease
+	for _, l := range a.leases {
+		if p := l.Endpoint.Pod; p.Name == pod && p.Namespace == namespace {
+			out = append(out, *l)
+		}
+	}
+	return out
+}
+
 // Salvaged returns the damage that Open found and worked around, or nil.
 func (a *Allocator) Salvaged() *CorruptError { return a.damage }
 

@@ -348,6 +348,18 @@ func TestFullDisk(t *testing.T) {
 	w.wantUse("2/1/11")
 }
 
+// TestFailedWriteRestores: an address that was taken out of its quarantine for an ADD that failed rests again.
+func TestFailedWriteRestores(t *testing.T) {
+	w := open(t, "10.0.0.0/30")
+	w.reserve(request("a", "keep"))
+	w.release(w.reserve(request("a", "gone")).Endpoint.ID)
+	w.disk.full = true
+	w.refuse(request("a", "new"), ipam.ErrJournal)
+	w.wantUse("1/1/0")
+	w.clock.Add(time.Hour)
+	w.wantUse("1/0/1")
+}
+
 // TestDamage flips each byte of a journal in turn. Either the journal is refused, with the place, or nothing is lost;
 // and when salvaged, no address that a pod has is given again.
 func TestDamage(t *testing.T) {
