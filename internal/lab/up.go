@@ -134,11 +134,6 @@ func (l *Lab) start(ctx context.Context) error {
 	return errors.Join(wireErr, err)
 }
 
-// StartNode starts a node that is down, as after a reboot.
-func (l *Lab) StartNode(ctx context.Context) error {
-	return exclusive(ctx, l.opts.Name, func() error { return l.start(ctx) })
-}
-
 // startPlain starts a host without an agent.
 func (l *Lab) startPlain(ctx context.Context, name string) (*host.Host, error) {
 	spec := host.Spec{
@@ -161,7 +156,7 @@ func (l *Lab) startNode(ctx context.Context, n node) (*host.Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	weft := filepath.Join(binPath, filepath.Base(exe))
+	weft := weftPath()
 	return host.Start(ctx, l.hostDir(n.Name), host.Spec{
 		Name: n.Name, System: true, Cgroup: l.cgroup() + "/" + n.Name,
 		Private: []string{"/var/lib", "/var/log", "/opt"}, Overlay: []string{"/etc"}, Volatile: []string{"/run"},
@@ -171,12 +166,21 @@ func (l *Lab) startNode(ctx context.Context, n node) (*host.Host, error) {
 		},
 		Files:   map[string]string{configPath: config},
 		Sysctls: l.sysctls(),
-		Env:     []string{"NODE_NAME=" + n.Name},
+		Env:     []string{"NODE_NAME=" + n.Name, "PATH=" + binPath + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Processes: []host.Process{
 			{Name: agentProcess, Args: []string{weft, "agent", "--config", configPath}, Down: true},
 			{Name: runtimeProcess, Args: []string{weft, "lab", "runtime", n.Name}, Down: true},
 		},
 	}, initArgs()...)
+}
+
+// weftPath is this binary on a node.
+func weftPath() string {
+	exe, err := os.Executable()
+	if err != nil {
+		exe = os.Args[0]
+	}
+	return filepath.Join(binPath, strings.TrimSuffix(filepath.Base(exe), " (deleted)"))
 }
 
 // initArgs is the command that makes this binary pid 1 of a host.
