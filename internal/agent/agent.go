@@ -95,7 +95,7 @@ func (a *Agent) openDrivers() (err error) {
 	if a.linux, err = linux.New(a.log.With("driver", "linux")); err != nil {
 		return fmt.Errorf("open the netlink driver: %w", err)
 	}
-	if a.nft, err = nft.New(a.log.With("driver", "nft")); err != nil {
+	if a.nft, err = nft.New(a.log.With("driver", "nft"), nil); err != nil {
 		return fmt.Errorf("open the nftables driver: %w", err)
 	}
 	if a.ebpf, err = ebpf.New(a.cfg.Paths.BPF, a.log.With("driver", "ebpf")); err != nil {
@@ -127,7 +127,7 @@ func (a *Agent) start(ctx context.Context) error {
 	a.group.Go("reconcile", a.loop.Run)
 	a.group.Go("watch linux", func(ctx context.Context) error { return a.linux.Watch(ctx, a.repair) })
 	a.group.Go("watch nft", func(ctx context.Context) error { return a.nft.Watch(ctx, a.repair) })
-	a.group.Go("watch ebpf", func(ctx context.Context) error { return a.ebpf.Watch(ctx, a.repair) })
+	a.group.Go("watch ebpf", func(ctx context.Context) error { return watchRows(ctx, a.ebpf, a.repair) })
 	a.group.Go("examine", a.examine)
 	a.group.Go("http", a.serveHTTP)
 	a.group.Go("ready", a.becomeReady)
@@ -177,6 +177,10 @@ func (a *Agent) becomeReady(ctx context.Context) error {
 		case <-complete:
 			complete = nil
 		}
+	}
+	a.tellFeatures()
+	if err := a.cni.Swept(); err != nil {
+		return err
 	}
 	if err := a.installPlugin(); err != nil {
 		return err

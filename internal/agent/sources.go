@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -34,10 +35,7 @@ func (a *Agent) startSources(ctx context.Context) error {
 		return err
 	}
 	a.startDevices()
-	for _, f := range slices.Concat(a.ebpf.Features(), a.nft.Features()) {
-		a.features.Upsert(&f)
-	}
-	a.features.Complete()
+	a.features.Complete() // what the kernel can do is told when it has been tried
 	a.incidents.w.Complete()
 	if err := a.startCNI(ctx); err != nil {
 		return err
@@ -146,7 +144,9 @@ func (a *Agent) startDevices() {
 // startCluster starts the source of the cluster's objects, and serves what was last known until it answers.
 func (a *Agent) startCluster() error {
 	live := a.store.Writer(a.cfg.Source.Type)
-	cached := cache.New(a.cfg.Paths.State, a.store.Writer(store.CacheSource), a.log)
+	last := a.store.Writer(store.CacheSource)
+	defer last.Complete() // what is on disk is in at once
+	cached := cache.New(a.cfg.Paths.State, last, a.log)
 	if err := cached.Restore(); err != nil {
 		a.incidents.add(fmt.Sprintf("last known objects: %v", err), "ignored: waiting for the "+a.cfg.Source.Type+" source")
 	}
@@ -178,7 +178,7 @@ func (a *Agent) startCNI(context.Context) error {
 	w := a.store.Writer("cni")
 	src, err := cni.New(cni.Config{
 		Dir: filepath.Join(a.cfg.Paths.State, "ipam"), Quarantine: time.Duration(a.cfg.IPAM.QuarantineSeconds) * time.Second,
-		Reserved: a.cfg.IPAM.Reserved,
+		Reserved: a.cfg.IPAM.Reserved, Run: a.cfg.Paths.Run, Ready: a.canServe,
 	}, w, a.store, a.log)
 	if err != nil {
 		return err
@@ -188,6 +188,15 @@ func (a *Agent) startCNI(context.Context) error {
 		return err
 	}
 	w.Complete()
+	a.group.Go("cni", src.Run)
+	return nil
+}
+
+// canServe is why CNI ADD cannot be served now, or nil.
+func (a *Agent) canServe() error {
+	if wait := a.waiting(); len(wait) > 0 {
+		return fmt.Errorf("the agent is starting: waiting for %s", strings.Join(wait, ", "))
+	}
 	return nil
 }
 
@@ -240,6 +249,9 @@ func (a *Agent) examine(ctx context.Context) error {
 			found = append(found, "foreign rules drop forwarded packets: "+d)
 		}
 		found = append(found, a.linux.Doctor(ctx)...)
+		if err := a.lookForTranslators(ctx); err != nil {
+			return err
+		}
 		a.mu.Lock()
 		for _, f := range found {
 			if !slices.Contains(a.findings, f) {
@@ -253,6 +265,28 @@ func (a *Agent) examine(ctx context.Context) error {
 			return ctx.Err()
 		case <-time.After(time.Minute):
 		}
+	}
+}
+
+// lookForTranslators says whether somebody else translates addresses on this host: then replies of such flows have
+// to pass the stack, see plan.Settings.Tracked.
+func (a *Agent) lookForTranslators(ctx context.Context) error {
+	who, err := a.nft.ForeignNAT(ctx)
+	if err != nil {
+		return fmt.Errorf("look for foreign translation: %w", err)
+	}
+	f := &model.Feature{Name: route.KubeProxy, State: "missing", Detail: "nobody else translates addresses here"}
+	if len(who) > 0 {
+		f.State, f.Detail = "active", strings.Join(who, ", ")+": replies of translated flows pass the stack"
+	}
+	a.features.Upsert(f)
+	return nil
+}
+
+// tellFeatures writes what the drivers found out of this kernel.
+func (a *Agent) tellFeatures() {
+	for _, f := range slices.Concat(a.ebpf.Features(), a.nft.Features()) {
+		a.features.Upsert(&f)
 	}
 }
 
