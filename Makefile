@@ -62,6 +62,10 @@ e2e: ## the tests that need a real Kubernetes cluster: made for it, and removed
 	hack/deps.sh e2e
 	go test -tags e2e -count=1 -timeout 40m -v ./test/e2e
 
+.PHONY: bench
+bench: build ## weft beside its peers on this machine, see docs/benchmarks.md; ARGS="-quick"
+	go run ./test/bench $(ARGS)
+
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -1,5 +1,7 @@
 package main
 
+import "weft/internal/bench"
+
 // sameNodeTraffic is rows P1, P3 and P4.
 func sameNodeTraffic(r *rig, o *options, rep *report) error {
 	arms := rep.build([]builder{
@@ -9,7 +11,16 @@ func sameNodeTraffic(r *rig, o *options, rep *report) error {
 		{"ptp", func() (*arm, error) { return r.withPlugin("ptp", "ptp", true, false) }},
 		{"weft", func() (*arm, error) { a, _, err := r.weftArm(o, "weft", "vxlan", true); return a, err }},
 	})
-	return r.compare(o, rep, sameNode, arms, trafficTests(o))
+	var modes []bench.Mode
+	for _, m := range []struct {
+		row  string
+		mode bench.Mode
+	}{{"P1", bench.Stream}, {"P3", bench.RR}, {"P4", bench.CRR}} {
+		if o.wants(m.row) {
+			modes = append(modes, m.mode)
+		}
+	}
+	return r.compare(o, rep, sameNode, arms, trafficTests(o, modes...))
 }
 
 // crossNodeTraffic is rows P5 and P6.
@@ -25,7 +36,7 @@ func crossNodeTraffic(r *rig, o *options, rep *report) error {
 		{"weft-direct", func() (*arm, error) { a, _, err := r.weftArm(o, "weft-direct", "direct", false); return a, err }},
 		{"weft-vxlan", func() (*arm, error) { a, _, err := r.weftArm(o, "weft-vxlan", "vxlan", false); return a, err }},
 	})
-	return r.compare(o, rep, crossNode, arms, trafficTests(o))
+	return r.compare(o, rep, crossNode, arms, trafficTests(o, bench.Stream, bench.RR, bench.CRR))
 }
 
 // builder makes one arm.

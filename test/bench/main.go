@@ -48,7 +48,7 @@ type options struct {
 }
 
 func main() {
-	err := run()
+	err := start()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
 		os.Exit(exit.ExitCode())
@@ -59,7 +59,7 @@ func main() {
 	}
 }
 
-func run() error {
+func start() error {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "_serve":

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,7 +26,7 @@ func (t test) String() string { return fmt.Sprintf("%s %s %s", t.mode, t.place, 
 // spec is what the tool is told. The priorities keep others' programs, but not the kernel's threads, off the CPU.
 func (t test) spec(o *options) bench.Spec {
 	s := bench.Spec{
-		Mode: t.mode, Warmup: o.warmup, Duration: o.duration, Buffer: 1 << 20, Congestion: "cubic",
+		Mode: t.mode, Warmup: o.warmup, Duration: o.duration / 2, Buffer: 1 << 20, Congestion: "cubic",
 		ClientCPU: 0, ServerCPU: 0, Priority: 20,
 	}
 	if t.place == "2cpu" {
@@ -97,9 +98,9 @@ func (r *rig) measure(a *arm, f netset.Family, spec bench.Spec) (*bench.Result, 
 	return &res, json.Unmarshal(out.Bytes(), &res)
 }
 
-// compare measures all tests on all arms for the wanted number of good rounds. Each round visits the
-// arms of a test in a random order and the next one in the reverse order (ABBA), so that neither
-// a drift nor a neighbour in time favours an arm.
+// compare measures all tests on all arms for the wanted number of good rounds. A round visits the arms of a
+// test in a random order and then in the reverse order (ABBA), half of the duration each time, and takes the
+// mean: a drift of the machine, or a neighbour in time, favours no arm.
 func (r *rig) compare(o *options, rep *report, group string, arms []*arm, tests []test) error {
 	if err := r.startTools(arms); err != nil {
 		return err
@@ -107,34 +108,18 @@ func (r *rig) compare(o *options, rep *report, group string, arms []*arm, tests 
 	for _, a := range arms {
 		rep.Arms = append(rep.Arms, armInfo{Name: a.name, Group: group, About: a.about})
 	}
-	order := rand.Perm(len(arms))
 	good := 0
-	for round := 0; good < o.rounds && round < 2*o.rounds; round++ {
+	for round := 0; good < o.rounds && round < 2*o.rounds && r.ctx.Err() == nil; round++ {
 		n := before(o.patience)
 		n.Round, n.Group = round, group
 		from := readCPU()
-		if round%2 == 0 {
-			rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
-		} else {
-			reverse(order)
-		}
 		values := map[string]map[string]map[string]float64{} // test, metric, arm
 		for _, t := range tests {
-			values[t.String()] = map[string]map[string]float64{}
-			for _, i := range order {
-				res, err := r.measure(arms[i], t.family, t.spec(o))
-				if err != nil {
-					rep.note("%s %s round %d: %v", group, t, round, err)
-					continue
-				}
-				for metric, v := range metrics(res) {
-					put(values[t.String()], metric, arms[i].name, v)
-				}
-			}
+			values[t.String()] = r.there(o, rep, arms, t)
 		}
 		n.after(from)
 		rep.Noise = append(rep.Noise, n)
-		r.log("%s round %d of %d: %s", group, round+1, o.rounds, n.words())
+		r.log("%s round %d, %d of %d used: %s", group, round+1, good, o.rounds, n.words())
 		if n.Skipped && !o.noisy {
 			continue
 		}
@@ -147,17 +132,35 @@ func (r *rig) compare(o *options, rep *report, group string, arms []*arm, tests 
 	return nil
 }
 
-func put(m map[string]map[string]float64, metric, arm string, v float64) {
-	if m[metric] == nil {
-		m[metric] = map[string]float64{}
+// there and back: one test on all arms, forth and in reverse; the mean of both by metric and arm.
+func (r *rig) there(o *options, rep *report, arms []*arm, t test) map[string]map[string]float64 {
+	order := rand.Perm(len(arms))
+	back := slices.Clone(order)
+	slices.Reverse(back)
+	values := map[string]map[string]float64{}
+	failed := map[string]bool{}
+	for _, i := range append(order, back...) {
+		name := arms[i].name
+		if failed[name] {
+			continue
+		}
+		res, err := r.measure(arms[i], t.family, t.spec(o))
+		if err != nil {
+			rep.note("%s: %v", t, err)
+			failed[name] = true
+			for _, byArm := range values {
+				delete(byArm, name)
+			}
+			continue
+		}
+		for metric, v := range metrics(res) {
+			if values[metric] == nil {
+				values[metric] = map[string]float64{}
+			}
+			values[metric][name] += v / 2
+		}
 	}
-	m[metric][arm] = v
-}
-
-func reverse(s []int) {
-	for i, j := 0, len(s)-1; i < j; i, j = i+1, j-1 {
-		s[i], s[j] = s[j], s[i]
-	}
+	return values
 }
 
 func (n *noise) words() string {
@@ -169,12 +172,12 @@ func (n *noise) words() string {
 		verdict, 100*n.Foreign, 100*n.Steal, n.Load, n.Pressure)
 }
 
-// trafficTests are all combinations for a group.
-func trafficTests(o *options) []test {
+// trafficTests are all combinations of the modes, places and families asked for.
+func trafficTests(o *options, modes ...bench.Mode) []test {
 	var out []test
 	for _, f := range o.families {
 		for _, p := range o.places {
-			for _, m := range []bench.Mode{bench.Stream, bench.RR, bench.CRR} {
+			for _, m := range modes {
 				out = append(out, test{mode: m, place: p, family: f})
 			}
 		}
