@@ -50,7 +50,7 @@ int to_overlay(struct __sk_buff *skb)
 	if (s->tracked && get_local(&p.src))
 		track_note(skb, &p);
 	p.eth->dst = to->mac;
-	p.eth->src = s->gateway;
+	p.eth->src = s->sender;
 	if (tunnel_push(skb, s, to, &p))
 		return verdict(WEFT_TUNNEL, to_neighbour(s, to));
 	if (!tunnel_key(skb, s, to))

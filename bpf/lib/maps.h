@@ -15,7 +15,9 @@ struct weft_settings {
 	__be16 port;             /* VXLAN */
 	__u16 tracked;           /* 1: flows may be translated by the stack */
 	struct weft_mac gateway; /* of the host side of every pod's link */
-	__u16 ready;             /* 1: written */
+	struct weft_mac sender;  /* inner source in the tunnel; a VXLAN device drops its own MAC as a loop, and all have
+				    the same */
+	__u32 ready;             /* 1: written */
 };
 
 struct {

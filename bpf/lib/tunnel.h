@@ -60,7 +60,7 @@ static __always_inline bool tunnel_push(struct __sk_buff *skb, const struct weft
 	t->vxlan.flags = bpf_htonl(VXLAN_VNI_VALID);
 	t->vxlan.vni = bpf_htonl(s->vni << 8);
 	t->eth.dst = to->mac;
-	t->eth.src = s->gateway;
+	t->eth.src = s->sender;
 	t->eth.proto = p->family;
 	eth->proto = addr_proto(&to->via);
 	return true;

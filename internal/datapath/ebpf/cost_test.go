@@ -41,7 +41,7 @@ type path struct {
 
 // paths sets a node up so that the loopback device, which a program without a context runs on, is a pod's, and
 // all pods have the gateway's MAC, so that a forwarded packet may be forwarded again.
-func paths(t testing.TB, outer netset.Family) []path {
+func paths(t testing.TB, outer netset.Family) (*node, []path) {
 	t.Helper()
 	n, peer := lone(t, outer, true)
 	d := n.driver
@@ -61,10 +61,10 @@ func paths(t testing.TB, outer netset.Family) []path {
 		}
 	}
 	var out []path
-	add := func(name string, prog *ebpf.Program, again int, want uint32, pkt frame) {
-		out = append(out, path{fmt.Sprintf("%s/%s", name, netset.Of(pkt.src)), prog, pkt.bytes(), again, want})
-	}
 	for i, f := range netset.Families() {
+		add := func(name string, prog *ebpf.Program, again int, want uint32, pkt frame) {
+			out = append(out, path{fmt.Sprintf("%s/%s", name, f), prog, pkt.bytes(), again, want})
+		}
 		base := frame{srcMAC: gw, dstMAC: gw, src: src.addr(f), proto: protoTCP, ttl: 255, payload: tcp(1000, 80, 10)}
 		local, remote, world, arriving := base, base, base, base
 		local.dst = dst.addr(f)
@@ -88,7 +88,7 @@ func paths(t testing.TB, outer netset.Family) []path {
 		add("to_pod/untracked", d.objs.ToPod, 250, verdictNext, arriving)
 		add("to_net/untracked", d.objs.ToNet, 250, verdictNext, remote)
 	}
-	return out
+	return n, out
 }
 
 // once is how long a program takes on a packet: the least of many means.
@@ -108,7 +108,8 @@ func once(t testing.TB, prog *ebpf.Program, packet []byte, repeat, rounds int) t
 // BenchmarkPrograms prints what each path of a packet costs over an empty program.
 func BenchmarkPrograms(b *testing.B) {
 	empty := emptyProgram(b)
-	for _, p := range paths(b, netset.V4) {
+	_, ways := paths(b, netset.V4)
+	for _, p := range ways {
 		b.Run(p.name, func(b *testing.B) {
 			if got, _, err := p.prog.Test(p.packet); err != nil || got != p.want {
 				b.Fatalf("verdict %d, %v, want %d", int32(got), err, int32(p.want))

@@ -175,7 +175,9 @@ func (d *Driver) remove(r plan.Row) error {
 }
 
 func (d *Driver) putSettings(r *plan.Settings) error {
-	s := weftWeftSettings{Vni: r.VNI, Port: bigEndian(r.Port), Gateway: macOf(r.GatewayMAC), Ready: 1}
+	s := weftWeftSettings{
+		Vni: r.VNI, Port: bigEndian(r.Port), Gateway: macOf(r.GatewayMAC), Sender: macOf(senderOf(r.GatewayMAC)), Ready: 1,
+	}
 	if r.Tracked {
 		s.Tracked = 1
 	}
@@ -198,6 +200,13 @@ func (d *Driver) putSettings(r *plan.Settings) error {
 		*dev.to = uint32(index)
 	}
 	return d.settings.put(0, s)
+}
+
+// senderOf is the inner source of tunnelled packets. It cannot be the gateway's MAC, which every VXLAN device has:
+// the kernel takes a packet from a device's own MAC for a loop and drops it.
+func senderOf(gateway model.MAC) model.MAC {
+	gateway[len(gateway)-1] ^= 0x80
+	return gateway
 }
 
 func (d *Driver) putRemote(r *plan.Remote) error {

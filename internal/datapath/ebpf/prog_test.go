@@ -114,6 +114,9 @@ func (n *node) check(t *testing.T, s step) {
 			if name == s.reason {
 				up = 1
 			}
+			if name != s.reason && (name == "drop_link_local" || name == "drop_no_remote") {
+				continue // MLD of the rig's pods and devices comes when it wants
+			}
 			if v-before[name] != up {
 				t.Errorf("counter %s went up by %d, want %d", name, v-before[name], up)
 			}
@@ -335,7 +338,7 @@ func pushPop(t *testing.T, n, peer *node, outer, f netset.Family, tos byte) {
 	a, b := n.pods[0], peer.pods[0]
 	gw := model.GatewayMAC
 	in := frame{srcMAC: a.mac, dstMAC: gw, src: a.addr(f), dst: b.addr(f), proto: protoTCP, tos: tos, payload: tcp(1000, 80, 10)}
-	inner := in.forwarded(gw, gw)
+	inner := in.forwarded(gw, senderOf(gw))
 	for _, way := range []struct {
 		name string
 		prog *ebpf.Program
@@ -407,7 +410,7 @@ func TestToOverlay(t *testing.T) {
 		return []step{
 			{
 				name: "UDP superpacket is the device's", prog: prog, dev: overlayDev, in: in.bytes(), verdict: verdictNext, reason: "tunnel_device",
-				set: func(s *skb) { s.GSOSize, s.GSOSegs = 600, 2 }, out: with(in, func(f *frame) { f.dstMAC = gw }).bytes(),
+				set: func(s *skb) { s.GSOSize, s.GSOSegs = 600, 2 }, out: with(in, func(f *frame) { f.dstMAC, f.srcMAC = gw, senderOf(gw) }).bytes(),
 			},
 			{name: "to no node", prog: prog, dev: overlayDev, in: with(in, func(x *frame) { x.dst = netset.Nth(netset.Default(f), 0x08080808) }).bytes(), verdict: verdictDrop, reason: "drop_no_remote"},
 			{name: "not IP", prog: prog, dev: overlayDev, in: ethernet(gw, gw, etherARP, make([]byte, 46)), verdict: verdictDrop, reason: "drop_not_ip"},

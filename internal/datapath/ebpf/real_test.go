@@ -1,181 +1,247 @@
 package ebpf
 
 import (
-	"bytes"
-	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
+	"strings"
 	"testing"
-	"time"
 
+	"weft/internal/model"
 	"weft/internal/netset"
+	"weft/internal/plan"
+	"weft/internal/testkit"
 )
 
-// serve answers on TCP: it reads to the end of the stream and sends back the sum of what it read.
-func serve(t *testing.T, p *pod, f netset.Family) netip.AddrPort {
-	t.Helper()
-	var l net.Listener
-	within(t, p.ns, func() (err error) {
-		l, err = net.Listen("tcp", netip.AddrPortFrom(p.addr(f), 0).String())
-		return err
-	})
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				h := sha256.New()
-				_, _ = io.Copy(h, c)
-				_, _ = c.Write(h.Sum(nil))
-			}()
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).AddrPort()
+// Real packets through real devices: every test sends in both directions and families, and compares what arrived.
+
+// place is where a socket can be: a pod or a node.
+type place interface {
+	netns() *testkit.Netns
+	addr(netset.Family) netip.Addr
+	dump() string
 }
 
-func dial(from *pod, network string, to netip.AddrPort) (c net.Conn, err error) {
-	from.ns.Do(from.node.t, func() { c, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, to.String()) })
-	return c, err
-}
+func (p *pod) netns() *testkit.Netns            { return p.ns }
+func (p *pod) dump() string                     { return p.node.dump() }
+func (n *node) netns() *testkit.Netns           { return n.ns }
+func (n *node) addr(f netset.Family) netip.Addr { return netset.First(n.addrs, f) }
 
-// transfer sends size bytes over TCP and checks that the other side received just these.
-func transfer(t *testing.T, from, to *pod, f netset.Family, size int) {
-	t.Helper()
-	c, err := dial(from, "tcp", serve(t, to, f))
-	if err != nil {
-		t.Fatalf("%s: %v\n%s\n%s", f, err, from.node.dump(), to.node.dump())
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	h := sha256.New()
-	chunk := bytes.Repeat([]byte("weft carries pods "), 4096)
-	for left := size; left > 0; left -= len(chunk) {
-		chunk = chunk[:min(left, len(chunk))]
-		h.Write(chunk)
-		if _, err := c.Write(chunk); err != nil {
-			t.Fatalf("%s: %v\n%s\n%s", f, err, from.node.dump(), to.node.dump())
-		}
-	}
-	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	got, err := io.ReadAll(c)
-	if err != nil || !bytes.Equal(got, h.Sum(nil)) {
-		t.Fatalf("%s: received %x, %v, want %x", f, got, err, h.Sum(nil))
-	}
-}
-
-// echoes sends UDP datagrams of a size and wants each back.
-func echoes(t *testing.T, from, to *pod, f netset.Family, size, n int) {
-	t.Helper()
-	if err := udpEcho(t, from, to, f, size, n); err != nil {
-		t.Fatalf("%s: %v\n%s\n%s", f, err, from.node.dump(), to.node.dump())
-	}
-}
-
-func udpEcho(t *testing.T, from, to *pod, f netset.Family, size, n int) error {
-	t.Helper()
-	var pc net.PacketConn
-	within(t, to.ns, func() (err error) {
-		pc, err = net.ListenPacket("udp", netip.AddrPortFrom(to.addr(f), 0).String())
-		return err
-	})
-	defer pc.Close()
-	go func() {
-		buf := make([]byte, 65536)
-		for {
-			n, a, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = pc.WriteTo(buf[:n], a)
-		}
-	}()
-	c, err := dial(from, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	buf := make([]byte, 65536)
-	for i := range n {
-		want := bytes.Repeat([]byte{byte(i), 7}, size/2)
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
-		if _, err := c.Write(want); err != nil {
-			return fmt.Errorf("datagram %d: %w", i, err)
-		}
-		got, err := c.Read(buf)
-		if err != nil {
-			return fmt.Errorf("datagram %d: %w", i, err)
-		}
-		if !bytes.Equal(buf[:got], want) {
-			return errors.New("the echo differs")
-		}
-	}
-	return nil
-}
-
-// talk exercises a pair of pods in both directions and families.
-func talk(t *testing.T, a, b *pod) {
+// talk exercises a pair in both directions and families.
+func talk(t *testing.T, a, b place) {
 	t.Helper()
 	for _, f := range netset.Families() {
 		transfer(t, a, b, f, 8<<20)
 		transfer(t, b, a, f, 1<<20)
 		echoes(t, a, b, f, 64, 20)
 		echoes(t, b, a, f, 8000, 5) // fragmented by the sender
+		for _, size := range []int{0, 56, 1200} {
+			ping(t, a, b, f, size)
+		}
+		segments(t, a, b, f, 1000)
+		segments(t, b, a, f, 1000)
+	}
+}
+
+// modes runs a test with both ways of attaching programs.
+func modes(t *testing.T, test func(t *testing.T, opts ...Option)) {
+	t.Run("tcx", func(t *testing.T) { test(t) })
+	t.Run("clsact", func(t *testing.T) { test(t, WithClsact()) })
+}
+
+func (n *node) counted(t *testing.T, name string, atLeast uint64) {
+	t.Helper()
+	if got := n.driver.Stats()[name]; got < atLeast {
+		t.Errorf("node %d counted %d of %s, want at least %d: %v", n.id, got, name, atLeast, n.driver.Stats())
+	}
+}
+
+func (n *node) never(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if got := n.driver.Stats()[name]; got > 0 {
+			t.Errorf("node %d counted %d of %s, want none: %v", n.id, got, name, n.driver.Stats())
+		}
 	}
 }
 
 func TestSameNode(t *testing.T) {
-	n, _ := network(t, 1500)
-	a, b := n.addPod(1500), n.addPod(1500)
-	n.want(n.settings())
-	n.apply()
-	talk(t, a, b)
-	st := n.driver.Stats()
-	if st["stack"] != 0 || st["local"] < 100 {
-		t.Errorf("packets between pods of one node left the fast path: %v", st)
-	}
+	modes(t, func(t *testing.T, opts ...Option) {
+		n, _ := network(t, 1500, opts...)
+		a, b := n.addPod(1500), n.addPod(1500)
+		n.want(n.settings())
+		n.apply()
+		talk(t, a, b)
+		n.counted(t, "local", 100)
+		n.never(t, "stack", "drop_spoof", "drop_not_ip")
+		talk(t, a, n) // pod and its own node
+		n.counted(t, "stack", 100)
+	})
 }
 
 func TestDirect(t *testing.T) {
-	a, b := network(t, 1500)
-	p, q := a.addPod(1500), b.addPod(1500)
-	a.reach(b, netset.V4, false, 1500)
-	b.reach(a, netset.V4, false, 1500)
+	modes(t, func(t *testing.T, opts ...Option) {
+		a, b := network(t, 1500, opts...)
+		p, q := a.addPod(1500), b.addPod(1500)
+		a.reach(b, netset.V4, false, 1500)
+		b.reach(a, netset.V4, false, 1500)
+		a.apply()
+		b.apply()
+		talk(t, p, q)
+		for _, n := range []*node{a, b} {
+			n.counted(t, "direct", 100)
+			n.counted(t, "local", 100)
+			n.never(t, "stack", "drop_spoof")
+		}
+		talk(t, p, b)
+		talk(t, b, p)
+	})
+}
+
+// tunnelled is two nodes with a tunnel between the addresses of a family, and a pod on each.
+func tunnelled(t testing.TB, outer netset.Family, opts ...Option) (a, b *node, p, q *pod) {
+	t.Helper()
+	a, b = network(t, 1500, opts...)
+	mtu := tunnelMTU(outer)
+	p, q = a.addPod(mtu), b.addPod(mtu)
+	a.overlay(mtu)
+	b.overlay(mtu)
+	a.reach(b, outer, true, mtu)
+	b.reach(a, outer, true, mtu)
 	a.apply()
 	b.apply()
-	talk(t, p, q)
-	if st := a.driver.Stats(); st["stack"] != 0 || st["direct"] < 100 {
-		t.Errorf("packets to another node left the fast path: %v", st)
+	return a, b, p, q
+}
+
+func tunnelMTU(outer netset.Family) int {
+	if outer == netset.V6 {
+		return 1430
 	}
+	return 1450
 }
 
 func TestTunnel(t *testing.T) {
+	modes(t, func(t *testing.T, opts ...Option) {
+		for _, outer := range netset.Families() {
+			t.Run("over"+outer.String(), func(t *testing.T) {
+				a, b, p, q := tunnelled(t, outer, opts...)
+				talk(t, p, q)
+				for _, n := range []*node{a, b} {
+					n.counted(t, "tunnel", 100)
+					n.counted(t, "local", 100)
+					n.counted(t, "tunnel_device", 1) // UDP superpackets
+					n.never(t, "stack", "drop_spoof", "drop_vni", "drop_peer", "drop_not_ip")
+				}
+				talk(t, p, b)
+				talk(t, a, q)
+			})
+		}
+	})
+}
+
+// TestTunnelByRoutes: the peer is not a neighbour, the kernel's routes say how to get there.
+func TestTunnelByRoutes(t *testing.T) {
+	for _, outer := range netset.Families() {
+		a, b, p, q := tunnelled(t, outer)
+		for _, n := range []*node{a, b} {
+			for r := range n.rows.All(plan.KindRemote) {
+				far := *r.(*plan.Remote)
+				far.OnLink = false
+				n.want(&far)
+			}
+			n.apply()
+		}
+		talk(t, p, q)
+		a.never(t, "stack")
+	}
+}
+
+// TestKernelDevice: the other node has no weft, but a VXLAN device of the kernel's.
+func TestKernelDevice(t *testing.T) {
 	for _, outer := range netset.Families() {
 		t.Run("over"+outer.String(), func(t *testing.T) {
 			a, b := network(t, 1500)
-			mtu := 1450
-			if outer == netset.V6 {
-				mtu = 1430
-			}
+			mtu := tunnelMTU(outer)
 			p, q := a.addPod(mtu), b.addPod(mtu)
 			a.overlay(mtu)
-			b.overlay(mtu)
 			a.reach(b, outer, true, mtu)
-			b.reach(a, outer, true, mtu)
-			a.apply()
-			b.apply()
-			talk(t, p, q)
-			if st := a.driver.Stats(); st["stack"] != 0 || st["tunnel"] < 100 || st["tunnel_device"] > 0 {
-				t.Errorf("packets to another node left the fast path: %v", st)
+			there := model.MAC{2, 9, 9, 9, 9, 9}
+			for r := range a.rows.All(plan.KindRemote) {
+				far := *r.(*plan.Remote)
+				far.VTEPMAC = there
+				a.want(&far)
 			}
+			a.apply()
+			ip(t, b.ns, fmt.Sprintf("link add vx mtu %d address %s type vxlan id 1 dstport %d local %s remote %s nolearning udp6zerocsumrx\nlink set vx up",
+				mtu, there, vxlanPort, b.addr(outer), a.addr(outer)))
+			for i, c := range a.podCIDRs() {
+				hop := netset.Gateway(netset.OfPrefix(c)) // any address that is on no link
+				ip(t, b.ns, fmt.Sprintf("route add %s dev vx\nroute add %s via %s dev vx src %s\nneigh replace %s lladdr %s nud permanent dev vx",
+					netset.Host(hop), c, hop, b.addrs[i], hop, model.GatewayMAC))
+			}
+			b.driver = a.driver // for dumps; nothing of b is applied
+			talk(t, p, q)
+			b.driver = nil
+			a.counted(t, "tunnel", 100)
+			a.counted(t, "local", 100)
 		})
 	}
+}
+
+// TestPathMTU: what is larger than the path gets an ICMP error that names the path's MTU, and TCP goes on.
+func TestPathMTU(t *testing.T) {
+	for _, tunnel := range []bool{false, true} {
+		t.Run(map[bool]string{false: "direct", true: "tunnel"}[tunnel], func(t *testing.T) {
+			a, b := network(t, 1500)
+			p, q := a.addPod(1450), b.addPod(1450)
+			for _, n := range []*node{a, b} {
+				if tunnel {
+					n.overlay(1450)
+				}
+			}
+			a.reach(b, netset.V4, tunnel, 1350)
+			b.reach(a, netset.V4, tunnel, 1350)
+			if !tunnel {
+				for _, n := range []*node{a, b} {
+					for _, c := range []*node{b, a}[n.id-1].podCIDRs() {
+						via := netset.First([]*node{b, a}[n.id-1].addrs, netset.OfPrefix(c))
+						ip(t, n.ns, fmt.Sprintf("route replace %s via %s dev %s onlink mtu 1350", c, via, uplink))
+					}
+				}
+			}
+			a.apply()
+			b.apply()
+			for _, f := range netset.Families() {
+				if got := discover(t, p, q, f, 1351); got != 1350 {
+					t.Errorf("%s: the pod learned MTU %d, want 1350", f, got)
+				}
+				transfer(t, p, q, f, 4<<20)
+				transfer(t, q, p, f, 4<<20)
+			}
+			a.counted(t, "stack_mtu", 2)
+		})
+	}
+}
+
+// TestShaped: packets to a shaped pod go through the queue of its link, from this node and from others.
+func TestShaped(t *testing.T) {
+	modes(t, func(t *testing.T, opts ...Option) {
+		a, b, p, q := tunnelled(t, netset.V4, opts...)
+		beside := b.addPod(1450)
+		b.ns.Run(t, "tc", "qdisc", "add", "dev", q.hostIf, "root", "handle", "1:", "tbf", "rate", "1gbit", "burst", "128k", "latency", "50ms")
+		row := q.row()
+		row.Shaped = true
+		b.want(row)
+		b.apply()
+		talk(t, p, q)
+		talk(t, beside, q)
+		a.never(t, "drop_spoof")
+		out := b.ns.Run(t, "tc", "-s", "qdisc", "show", "dev", q.hostIf, "root")
+		var bytes, packets int
+		for line := range strings.Lines(out) {
+			_, _ = fmt.Sscanf(strings.TrimSpace(line), "Sent %d bytes %d pkt", &bytes, &packets)
+		}
+		if bytes < 32<<20 {
+			t.Errorf("the queue passed %d bytes, want all of what the pod received:\n%s", bytes, out)
+		}
+	})
 }

@@ -160,7 +160,7 @@ func (n *node) want(rs ...plan.Row) {
 // overlay makes the VXLAN device as datapath/linux does.
 func (n *node) overlay(mtu int) {
 	n.t.Helper()
-	ip(n.t, n.ns, fmt.Sprintf("link add %s mtu %d address %s type vxlan external dstport %d udp6zerocsumrx\nlink set %s up",
+	ip(n.t, n.ns, fmt.Sprintf("link add %s mtu %d address %s type vxlan external dstport %d udp6zerocsumrx\nlink set %s arp off addrgenmode none up",
 		overlayDev, mtu, model.GatewayMAC, vxlanPort, overlayDev))
 	n.want(&plan.Hook{Dev: overlayDev, Role: plan.RoleOverlay})
 }

@@ -54,7 +54,8 @@ type weftWeftSettings struct {
 	Port     uint16
 	Tracked  uint16
 	Gateway  weftWeftMac
-	Ready    uint16
+	Sender   weftWeftMac
+	Ready    uint32
 }
 
 // Names of all BPF objects in the ELF.

@@ -1,0 +1,159 @@
+package ebpf
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+
+	"weft/internal/netset"
+)
+
+// TestVerified keeps the programs small: what the verifier walks through and what the object holds, with a quarter of
+// room over what was measured on Linux 6.18. Raise a figure only for something that is worth it.
+func TestVerified(t *testing.T) {
+	n, _ := lone(t, netset.V4, true)
+	spec, err := loadWeft()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := n.driver.objs
+	for _, c := range []struct {
+		name            string
+		prog            *ebpf.Program
+		verified, insns int
+	}{
+		{"from_pod", o.FromPod, 5000, 1400},
+		{"to_pod", o.ToPod, 500, 260},
+		{"from_net", o.FromNet, 2500, 880},
+		{"to_net", o.ToNet, 360, 250},
+		{"from_overlay", o.FromOverlay, 890, 540},
+		{"to_overlay", o.ToOverlay, 3500, 730},
+	} {
+		info, err := c.prog.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := info.VerifiedInstructions()
+		have := len(spec.Programs[c.name].Instructions)
+		t.Logf("%-13s %5d instructions, %6d verified", c.name, have, got)
+		if int(got) > c.verified || have > c.insns {
+			t.Errorf("%s has %d instructions, the verifier walked through %d; want at most %d and %d", c.name, have, got, c.insns, c.verified)
+		}
+	}
+}
+
+// lookupCounter loads a program of the object so that it counts its own lookups: each call of the helper becomes a call of
+// a function that adds one to a counter of that map first.
+func lookupCounter(t *testing.T, n *node, program string) (*ebpf.Program, *ebpf.Map, []string) {
+	t.Helper()
+	spec, err := loadWeft()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ps := spec.Programs[program]
+	names := slices.Sorted(maps.Keys(spec.Maps))
+	counters, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(8 * len(names)), MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = counters.Close() })
+
+	used := map[string]bool{}
+	for i, ins := range ps.Instructions {
+		if !ins.IsBuiltinCall() || asm.BuiltinFunc(ins.Constant) != asm.FnMapLookupElem {
+			continue
+		}
+		name := ""
+		for j := i - 1; j >= 0 && name == ""; j-- {
+			if p := ps.Instructions[j]; p.IsLoadFromMap() && p.Dst == asm.R1 {
+				name = p.Reference()
+			}
+		}
+		if name == "" {
+			t.Fatalf("%s: instruction %d looks up a map that is not loaded before it", program, i)
+		}
+		used[name] = true
+		call := asm.Call.Label("lookup_" + name)
+		call.Metadata = ins.Metadata
+		ps.Instructions[i] = call.WithReference("lookup_" + name)
+	}
+	void := &btf.Pointer{Target: &btf.Void{}}
+	for i, name := range names {
+		if !used[name] {
+			continue
+		}
+		fn := asm.Instructions{
+			asm.LoadMapValue(asm.R3, counters.FD(), uint32(8*i)).WithSymbol("lookup_" + name),
+			asm.Mov.Imm(asm.R4, 1),
+			asm.AddAtomic.Mem(asm.R3, asm.R4, asm.DWord, 0),
+			asm.FnMapLookupElem.Call(),
+			asm.Return(),
+		}
+		fn[0] = fn[0].WithSource(ps.Instructions[0].Source())
+		fn[0] = btf.WithFuncMetadata(fn[0], &btf.Func{
+			Name: "lookup_" + name, Linkage: btf.StaticFunc,
+			Type: &btf.FuncProto{Return: void, Params: []btf.FuncParam{{Name: "map", Type: void}, {Name: "key", Type: void}}},
+		})
+		ps.Instructions = append(ps.Instructions, fn...)
+	}
+	spec.Programs = map[string]*ebpf.ProgramSpec{program: ps}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: n.driver.maps()})
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(coll.Close)
+	return coll.DetachProgram(program), counters, names
+}
+
+// maps returns the driver's maps by name.
+func (d *Driver) maps() map[string]*ebpf.Map {
+	o := d.objs
+	return map[string]*ebpf.Map{
+		"settings": o.Settings, "locals": o.Locals, "remotes": o.Remotes, "peers": o.Peers, "track": o.Track, "stats": o.Stats,
+	}
+}
+
+// TestLookups counts the lookups of each path. settings and stats are arrays, whose lookups the JIT inlines.
+func TestLookups(t *testing.T) {
+	want := map[string]string{
+		"from_pod/local":    "locals 2 settings 1 stats 1",
+		"from_pod/tunnel":   "locals 2 remotes 1 settings 1 stats 1",
+		"from_pod/direct":   "locals 2 remotes 1 settings 1 stats 1",
+		"from_pod/stack":    "locals 2 remotes 1 settings 1 stats 1",
+		"from_net/local":    "locals 1 settings 1 stats 1",
+		"from_net/other":    "locals 1 settings 1",
+		"from_net/tunnel":   "locals 1 peers 1 settings 1 stats 1",
+		"to_overlay/tunnel": "remotes 1 settings 1 stats 1",
+		"to_pod/untracked":  "settings 1",
+		"to_net/untracked":  "settings 1",
+	}
+	n, ways := paths(t, netset.V4)
+	for _, p := range ways {
+		program, _, _ := strings.Cut(p.name, "/")
+		prog, counters, names := lookupCounter(t, n, program)
+		if got, _, err := prog.Test(p.packet); err != nil || got != p.want {
+			t.Fatalf("%s: verdict %d, %v, want %d", p.name, int32(got), err, int32(p.want))
+		}
+		got := make([]uint64, len(names))
+		if err := counters.Lookup(uint32(0), &got); err != nil {
+			t.Fatal(err)
+		}
+		var text []string
+		for i, name := range names {
+			if got[i] > 0 {
+				text = append(text, fmt.Sprintf("%s %d", name, got[i]))
+			}
+		}
+		way := p.name[:strings.LastIndexByte(p.name, '/')]
+		t.Logf("%-24s %s", p.name, strings.Join(text, ", "))
+		if line := strings.Join(text, " "); line != want[way] {
+			t.Errorf("%s looks up %q, want %q", p.name, line, want[way])
+		}
+	}
+}
