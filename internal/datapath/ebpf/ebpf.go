@@ -38,6 +38,7 @@ type Driver struct {
 	objs   weftObjects
 	names  []string // of stats' keys
 	layout string
+	salt   string // of the layout's hash, for tests
 
 	settings *table[uint32, weftWeftSettings]
 	locals   *table[weftWeftAddr, weftWeftLocal]

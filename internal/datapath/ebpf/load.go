@@ -60,7 +60,7 @@ func (d *Driver) load() error {
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinByName
 	}
-	d.layout = layoutOf(spec)
+	d.layout = layoutOf(spec, d.salt)
 	pins := filepath.Join(d.dir, layoutPrefix+d.layout)
 	if err := os.MkdirAll(pins, 0o700); err != nil {
 		return fmt.Errorf("make directory for pinned maps: %w", err)
@@ -79,9 +79,10 @@ func (d *Driver) load() error {
 }
 
 // layoutOf is a short hash of everything that must agree between programs and maps: names, kinds, sizes, and
-// the C types of keys and values by name, member and offset.
-func layoutOf(spec *ebpf.CollectionSpec) string {
+// the types of keys and values with the names and places of their members.
+func layoutOf(spec *ebpf.CollectionSpec, salt string) string {
 	h := sha256.New()
+	fmt.Fprint(h, salt)
 	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
 		m := spec.Maps[name]
 		fmt.Fprintf(h, "%s %s %d %d %d %d", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
@@ -93,11 +94,16 @@ func layoutOf(spec *ebpf.CollectionSpec) string {
 	return fmt.Sprintf("%x", h.Sum(nil)[:6])
 }
 
+// describe writes a type out in full.
 func describe(t btf.Type) string {
 	if t == nil {
 		return "-"
 	}
-	return fmt.Sprintf("%+10v", t)
+	text, err := new(btf.GoFormatter).TypeDeclaration("T", t)
+	if err != nil {
+		return err.Error() // as good as a name: what cannot be written out differs from what can
+	}
+	return text
 }
 
 // reasonNames returns the names of the counters by their number.

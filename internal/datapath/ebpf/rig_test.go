@@ -133,6 +133,16 @@ func (n *node) addPod(mtu int) *pod {
 	for _, c := range n.podCIDRs() {
 		p.addrs = append(p.addrs, netset.Nth(c, uint64(i+1)))
 	}
+	p.link(mtu)
+	n.pods = append(n.pods, p)
+	n.want(p.row())
+	return p
+}
+
+// link makes a pod's link and all that leads to it.
+func (p *pod) link(mtu int) {
+	p.node.t.Helper()
+	n := p.node
 	ip(n.t, n.ns, fmt.Sprintf("link add %s mtu %d address %s type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up",
 		p.hostIf, mtu, model.GatewayMAC, mtu, p.mac, p.ns.Path(), p.hostIf))
 	ip(n.t, p.ns, "link set eth0 up")
@@ -144,9 +154,6 @@ func (n *node) addPod(mtu int) *pod {
 		ip(n.t, n.ns, fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev %s\nroute add %s dev %s src %s",
 			a, p.mac, p.hostIf, netset.Host(a), p.hostIf, n.addrs[i]))
 	}
-	n.pods = append(n.pods, p)
-	n.want(p.row())
-	return p
 }
 
 func (p *pod) row() *plan.Local { return &plan.Local{HostIf: p.hostIf, MAC: p.mac, Addrs: p.addrs} }

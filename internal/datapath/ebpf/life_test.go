@@ -1,0 +1,381 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/internal/model"
+	"weft/internal/netset"
+	"weft/internal/plan"
+)
+
+// What outlives an agent, what its successor does with it, and what is left when all is deleted.
+
+// restart is an agent's death and the start of the next.
+func (n *node) restart() {
+	n.t.Helper()
+	if n.driver != nil {
+		_ = n.driver.Close()
+		n.driver = nil
+	}
+	n.apply()
+	n.sweep()
+}
+
+func (n *node) sweep() {
+	n.t.Helper()
+	within(n.t, n.ns, func() error { return n.driver.Sweep(n.t.Context(), n.rows) })
+}
+
+// remove deletes rows from what is wanted, and has the driver delete them.
+func (n *node) remove(keys ...plan.Key) {
+	n.t.Helper()
+	var ch plan.Changes
+	for _, k := range keys {
+		ch.Delete = append(ch.Delete, n.rows[k])
+		delete(n.rows, k)
+	}
+	within(n.t, n.ns, func() error {
+		var errs []error
+		for _, err := range n.driver.Apply(n.t.Context(), n.rows, ch) {
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	})
+}
+
+func (n *node) writes() int {
+	return n.driver.settings.writes + n.driver.locals.writes + n.driver.remotes.writes + n.driver.peers.writes
+}
+
+// stream sends numbered datagrams, one a millisecond, until stop is called, which returns how many got lost.
+func stream(t *testing.T, from, to place, f netset.Family) (stop func() int) {
+	t.Helper()
+	var pc *net.UDPConn
+	within(t, to.netns(), func() (err error) {
+		pc, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.addr(f), 0)))
+		return err
+	})
+	c, err := dial(t, from, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sent, received atomic.Int64
+	end := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for buf := make([]byte, 64); ; {
+			if _, err := pc.Read(buf); err != nil {
+				return
+			}
+			received.Add(1)
+		}
+	}()
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		tick := time.NewTicker(time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+				if _, err := c.Write(make([]byte, 64)); err == nil {
+					sent.Add(1)
+				}
+			}
+		}
+	}()
+	return func() int {
+		for sent.Load() < 50 { // too short a stream would show nothing
+			time.Sleep(time.Millisecond)
+		}
+		close(end)
+		<-finished
+		_ = c.Close()
+		deadline := time.Now().Add(time.Second)
+		for received.Load() < sent.Load() && time.Now().Before(deadline) {
+			time.Sleep(time.Millisecond)
+		}
+		_ = pc.Close()
+		<-done
+		return int(sent.Load() - received.Load())
+	}
+}
+
+// TestRestart: agents come and go under traffic, and not one datagram is lost.
+func TestRestart(t *testing.T) {
+	modes(t, func(t *testing.T, opts ...Option) {
+		a, b, p, q := tunnelled(t, netset.V4, opts...)
+		beside := a.addPod(1450)
+		a.apply()
+		far := stream(t, p, q, netset.V4)
+		near := stream(t, beside, p, netset.V6)
+		moved := make(chan struct{})
+		go func() {
+			defer close(moved)
+			transfer(t, q, p, netset.V4, 64<<20)
+		}()
+		for range 5 {
+			a.restart()
+			b.restart()
+			if w := a.writes(); w != 0 {
+				t.Errorf("the new agent wrote %d map entries that were right", w)
+			}
+		}
+		<-moved
+		if lost := far(); lost != 0 {
+			t.Errorf("%d datagrams between nodes got lost", lost)
+		}
+		if lost := near(); lost != 0 {
+			t.Errorf("%d datagrams between pods of a node got lost", lost)
+		}
+	})
+}
+
+// TestNewLayout: an agent with other maps takes over from one whose maps it cannot use.
+func TestNewLayout(t *testing.T) {
+	a, _, p, q := tunnelled(t, netset.V4)
+	old := a.driver.layout
+	lost := stream(t, p, q, netset.V4)
+	_ = a.driver.Close()
+	a.driver = nil
+	a.opts = append(a.opts, func(d *Driver) { d.salt = "other" })
+	a.restart()
+	if a.driver.layout == old {
+		t.Fatal("the layout did not change")
+	}
+	if w := a.writes(); w == 0 {
+		t.Error("the new maps were not filled")
+	}
+	if n := lost(); n != 0 {
+		t.Errorf("%d datagrams got lost", n)
+	}
+	dirs, err := filepath.Glob(filepath.Join(a.pins, layoutPrefix+"*"))
+	if err != nil || len(dirs) != 1 || !strings.HasSuffix(dirs[0], a.driver.layout) {
+		t.Errorf("maps %v, %v, want those of layout %s only", dirs, err, a.driver.layout)
+	}
+	talk(t, p, q)
+}
+
+// TestSweep: what an earlier agent left and nobody wants goes, and what is wanted is not touched.
+func TestSweep(t *testing.T) {
+	modes(t, func(t *testing.T, opts ...Option) {
+		a, b, p, q := tunnelled(t, netset.V4, opts...)
+		gone := a.addPod(1450)
+		a.want(&plan.Remote{Prefix: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("192.168.7.99"), MTU: 1450})
+		a.apply()
+		transfer(t, gone, q, netset.V4, 1000)
+
+		delete(a.rows, gone.row().Key())
+		delete(a.rows, plan.Key{Kind: plan.KindRemote, Name: "10.99.0.0/16"})
+		lost := stream(t, p, q, netset.V6)
+		a.restart()
+		if n := lost(); n != 0 {
+			t.Errorf("%d datagrams got lost", n)
+		}
+		var have []string
+		for _, addr := range gone.addrs {
+			if err := a.driver.locals.m.Lookup(addrOf(addr), &weftWeftLocal{}); err == nil {
+				have = append(have, addr.String())
+			}
+		}
+		if err := a.driver.peers.m.Lookup(addrOf(netip.MustParseAddr("192.168.7.99")), new(uint32)); err == nil {
+			have = append(have, "peer")
+		}
+		if on := a.attached(gone.hostIf); len(on) > 0 {
+			have = append(have, on...)
+		}
+		if len(have) > 0 {
+			t.Errorf("still there: %v", have)
+		}
+		if on := a.attached(p.hostIf); len(on) != 2 {
+			t.Errorf("on %s: %v, want both programs", p.hostIf, on)
+		}
+		_ = b
+	})
+}
+
+// attached lists our programs on a device, as `tc` and the pins show them.
+func (n *node) attached(dev string) []string {
+	n.t.Helper()
+	var out []string
+	for _, dir := range []string{"ingress", "egress"} {
+		if n.driver.mode.clsact {
+			text, _ := n.ns.Try(n.t, "tc", "filter", "show", "dev", dev, dir)
+			if strings.Contains(text, "weft_") {
+				out = append(out, dir)
+			}
+		} else if _, err := os.Stat(filepath.Join(n.pins, "links", dev+"-"+dir)); err == nil {
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+// TestDelete: deleting every row leaves no entry, no link and no filter.
+func TestDelete(t *testing.T) {
+	modes(t, func(t *testing.T, opts ...Option) {
+		a, _, p, _ := tunnelled(t, netset.V4, opts...)
+		var keys []plan.Key
+		for k := range a.rows {
+			keys = append(keys, k)
+		}
+		a.remove(keys...)
+		var left []string
+		for name, m := range a.driver.maps() {
+			var k, v []byte
+			for entries := m.Iterate(); name != "settings" && name != "stats" && entries.Next(&k, &v); {
+				left = append(left, name)
+			}
+		}
+		var s weftWeftSettings
+		if err := a.driver.settings.m.Lookup(uint32(0), &s); err != nil || s != (weftWeftSettings{}) {
+			left = append(left, "settings")
+		}
+		for _, dev := range []string{p.hostIf, uplink, overlayDev} {
+			left = append(left, a.attached(dev)...)
+		}
+		if len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
+}
+
+// TestAddressMoves: a pod's address goes to another pod; deleting the first must not cut off the second.
+func TestAddressMoves(t *testing.T) {
+	n, _ := network(t, 1500)
+	first, second, client := n.addPod(1500), n.addPod(1500), n.addPod(1500)
+	n.want(n.settings())
+	n.apply()
+	was := first.row()
+	heir := second.row()
+	heir.Addrs = append(heir.Addrs, first.addrs[0])
+	n.want(heir)
+	within(t, n.ns, func() error {
+		return n.driver.Apply(t.Context(), n.rows, plan.Changes{Upsert: []plan.Row{heir}})[heir.Key()]
+	})
+	n.remove(was.Key())
+	for i, c := range []struct {
+		addr netip.Addr
+		want bool
+	}{{first.addrs[0], true}, {first.addrs[1], false}, {second.addrs[0], true}} {
+		err := n.driver.locals.m.Lookup(addrOf(c.addr), &weftWeftLocal{})
+		if (err == nil) != c.want {
+			t.Errorf("%d: entry of %s: %v, want it there: %v", i, c.addr, err, c.want)
+		}
+	}
+	// An address that the row no longer has is forgotten.
+	n.want(second.row())
+	n.apply()
+	if err := n.driver.locals.m.Lookup(addrOf(first.addrs[0]), &weftWeftLocal{}); err == nil {
+		t.Errorf("%s is still known", first.addrs[0])
+	}
+	talk(t, client, second)
+}
+
+// TestLinkMadeAgain: a device that vanished and came back under its name gets its programs and entries again.
+func TestLinkMadeAgain(t *testing.T) {
+	modes(t, func(t *testing.T, opts ...Option) {
+		n, _ := network(t, 1500, opts...)
+		p, q := n.addPod(1500), n.addPod(1500)
+		n.want(n.settings())
+		n.apply()
+		ip(t, n.ns, "link del "+p.hostIf)
+		within(t, n.ns, func() error {
+			got := n.driver.Apply(t.Context(), n.rows, plan.Changes{Upsert: []plan.Row{p.row()}})
+			if err := got[p.row().Key()]; err == nil || !strings.Contains(err.Error(), p.hostIf) {
+				return fmt.Errorf("a row without its device: %w, want an error that names it", err)
+			}
+			return nil
+		})
+		p.link(1500)
+		n.apply()
+		talk(t, p, q)
+	})
+}
+
+// TestRefusals: each thing that cannot be is an error that names the row, the device or the map.
+func TestRefusals(t *testing.T) {
+	n, _ := network(t, 1500)
+	n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
+	n.apply()
+	ip(t, n.ns, "tuntap add tun7 mode tun\nlink add dot.77 type veth peer name dot2")
+	apply := func(r plan.Row) (err error) {
+		n.ns.Do(t, func() {
+			err = n.driver.Apply(t.Context(), n.rows, plan.Changes{Upsert: []plan.Row{r}})[r.Key()]
+		})
+		return err
+	}
+	far := netip.MustParseAddr("192.168.7.50")
+	for _, c := range []struct {
+		row  plan.Row
+		want string // "" for none
+	}{
+		{&plan.Hook{Dev: "tun7", Role: plan.RoleUnderlay}, "tun7 has no Ethernet header"},
+		{&plan.Hook{Dev: "absent", Role: plan.RoleUnderlay}, "absent"},
+		{&plan.Hook{Dev: "a-name-that-is-too-long", Role: plan.RoleUnderlay}, "a-name-that-is-too-long"},
+		{&plan.Hook{Dev: "dot.77", Role: plan.RoleUnderlay}, ""},
+		{&plan.Remote{Prefix: netip.MustParsePrefix("10.1.0.0/16"), Via: far, MTU: 70000}, "10.1.0.0/16"},
+		{&plan.Settings{Underlay: "absent", GatewayMAC: model.GatewayMAC}, "absent"},
+		{&plan.Route{Dst: netip.MustParsePrefix("10.1.0.0/16")}, "routes"},
+	} {
+		err := apply(c.row)
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q in it", c.row, err, c.want)
+		}
+	}
+	t.Run("full map", func(t *testing.T) {
+		p := n.addPod(1500)
+		row := p.row()
+		room := int(n.driver.locals.m.MaxEntries())
+		for i := range room + 1 {
+			row.Addrs = append(row.Addrs, netset.Nth(netip.MustParsePrefix("10.128.0.0/9"), uint64(i)))
+		}
+		err := apply(row)
+		if err == nil || !strings.Contains(err.Error(), p.hostIf) || !strings.Contains(err.Error(), "full") {
+			t.Errorf("%d addresses in a map of %d: %v", len(row.Addrs), room, err)
+		}
+	})
+	t.Run("no bpffs", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if d, err := New(filepath.Join(file, "bpf"), n.driver.log); err == nil || !strings.Contains(err.Error(), file) {
+			_ = d.Close()
+			t.Errorf("pins below a file: %v", err)
+		}
+	})
+}
+
+// TestMountsBPFFS: the directory needs not be on a bpffs before, and is used as it is if it is on one.
+func TestMountsBPFFS(t *testing.T) {
+	n, _ := network(t, 1500)
+	n.open()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(n.pins, &fs); err != nil || fs.Type != unix.BPF_FS_MAGIC {
+		t.Fatalf("%s: type %x, %v", n.pins, fs.Type, err)
+	}
+	below := filepath.Join(n.pins, "second")
+	d, err := New(below, n.driver.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Unmount(below, 0); err == nil {
+		t.Error("a second bpffs was mounted on the first")
+	}
+}
