@@ -141,6 +141,29 @@ func TestDestroyLeavesNothing(t *testing.T) {
 	}
 }
 
+func TestReadOnlyMachine(t *testing.T) {
+	shared := t.TempDir()
+	h := start(t, host.Spec{
+		Name: "ro", ReadOnly: true, Private: []string{"/opt"}, Volatile: []string{"/run"}, Overlay: []string{"/etc"},
+		Binds:     []host.Bind{{Source: shared, Target: "/run/shared"}},
+		Masks:     map[string]string{"/etc/hosts": "x"},
+		Processes: []host.Process{{Name: "p", Args: []string{"sh", "-c", "echo up; exec sleep 1000"}}},
+	})
+	for _, dir := range []string{"/opt", "/run", "/etc", "/run/shared"} {
+		out(t, h, "touch", dir+"/written")
+	}
+	out(t, h, "sh", "-c", "echo y >/etc/hosts; echo 1 >/proc/sys/net/ipv4/ip_forward; echo >/dev/null")
+	for _, dir := range []string{"/usr", "/root", shared} {
+		if s, err := h.Output(t.Context(), "touch", dir+"/written"); err == nil || !strings.Contains(s, "Read-only file system") {
+			t.Errorf("%s can be written: %s %v", dir, s, err)
+		}
+	}
+	if _, err := os.Stat(shared + "/written"); err != nil {
+		t.Error(err)
+	}
+	await(t, h, func(m map[string]host.Status) bool { return m["p"].State == host.Running })
+}
+
 // await returns when a status of the host's processes satisfies ok.
 func await(t *testing.T, h *host.Host, ok func(map[string]host.Status) bool) map[string]host.Status {
 	t.Helper()

@@ -49,12 +49,20 @@ func Init(dir string, builtins ...Builtin) error {
 
 // build makes the host and returns its supervisor, which listens but does not serve yet.
 func build(dir string) (*supervisor, error) {
+	// A mount of its own, so that it can stay writable. It is seen by this host only.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return nil, fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return nil, fmt.Errorf("bind %s: %w", dir, err)
+	}
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
 	}
 	stay := "/proc/self/fd/" + strconv.Itoa(fd) // valid whatever is mounted over dir
-	lock, err := os.OpenFile(filepath.Join(stay, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	// Not open for writing: that would keep the mount from becoming read-only for a moment.
+	lock, err := os.OpenFile(filepath.Join(stay, lockFile), os.O_CREATE|os.O_RDONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}

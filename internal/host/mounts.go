@@ -34,13 +34,11 @@ func (t *tree) build() error {
 			f.Close()
 		}
 	}()
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
-	}
 	if err := releaseNamespaces(); err != nil {
 		return err
 	}
 	steps := []func() error{
+		t.readOnly,
 		func() error { return mount("proc", "/proc", "proc", 0, "") },
 		func() error { return mount("sysfs", "/sys", "sysfs", 0, "") },
 		func() error { return t.system(cgroups) },
@@ -60,6 +58,28 @@ func (t *tree) build() error {
 	// Volume mounts of containers may want to propagate; it ends at this namespace.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("make mounts shared: %w", err)
+	}
+	return nil
+}
+
+// readOnly makes every mount that came from the machine read-only, but for the host's
+// own directory. Mounts that follow are writable.
+func (t *tree) readOnly() error {
+	if !t.spec.ReadOnly {
+		return nil
+	}
+	ro := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(unix.AT_FDCWD, "/", unix.AT_RECURSIVE, &ro); err != nil {
+		return fmt.Errorf("make mounts read-only: %w", err)
+	}
+	return writable(t.dir)
+}
+
+// writable undoes readOnly for one mount.
+func writable(path string) error {
+	rw := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(unix.AT_FDCWD, path, 0, &rw); err != nil {
+		return fmt.Errorf("make %s writable: %w", path, err)
 	}
 	return nil
 }
@@ -176,10 +196,14 @@ func (t *tree) binds(sources []*os.File) error {
 		if err := mount(src, b.Target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 			return err
 		}
-		if b.ReadOnly {
-			if err := unix.Mount("", b.Target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-				return fmt.Errorf("make %s read-only: %w", b.Target, err)
-			}
+		switch {
+		case b.ReadOnly:
+			err = unix.Mount("", b.Target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		case t.spec.ReadOnly:
+			err = writable(b.Target) // it is a copy of what became read-only
+		}
+		if err != nil {
+			return fmt.Errorf("bind %s: %w", b.Target, err)
 		}
 	}
 	return nil

@@ -40,6 +40,9 @@ type Spec struct {
 	Cgroup string `json:"cgroup,omitempty"`
 	// Netns is the path of the network namespace to live in. Empty: a new one.
 	Netns string `json:"netns,omitempty"`
+	// ReadOnly shows the machine's file systems read-only: what the host writes goes to
+	// the directories below, or fails.
+	ReadOnly bool `json:"readOnly,omitempty"`
 	// Private directories are the host's own, empty at first; they survive a restart.
 	Private []string `json:"private,omitempty"`
 	// Volatile directories are the host's own and empty after each start (tmpfs).
