@@ -38,8 +38,8 @@ func (a *Agent) status() api.Status {
 	}
 	for _, k := range model.Kinds() {
 		for _, i := range a.store.Intents(k) {
-			if i.Problem != nil {
-				s.Problems = append(s.Problems, i.Problem.Error())
+			if err := problemOf(i); err != nil {
+				s.Problems = append(s.Problems, err.Error())
 			}
 		}
 	}

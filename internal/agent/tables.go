@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -113,16 +114,26 @@ func intentTable(name string, rows []*store.Intent) api.Table {
 	t := api.Table{Name: name, Columns: append(intentColumns(model.Kind(name)), "SOURCE", "PROBLEM")}
 	for _, r := range rows {
 		problem := ""
-		if r.Problem != nil {
-			problem = r.Problem.Error()
+		if err := problemOf(r); err != nil {
+			problem = strings.ReplaceAll(err.Error(), "\n", "; ")
 		}
 		t.Rows = append(t.Rows, append(intentCells(r.Object), r.Source, problem))
 	}
 	return t
 }
 
+// problemOf says why an object is not used, or what of a pod's annotations is not.
+func problemOf(r *store.Intent) error {
+	if p, ok := r.Object.(*model.Pod); ok && r.Problem == nil {
+		return p.Problem
+	}
+	return r.Problem
+}
+
 func intentColumns(k model.Kind) []string {
 	switch k {
+	case model.KindConfig:
+		return []string{"CONFIGURATION"}
 	case model.KindNode:
 		return []string{"NAME", "ADDRESSES", "POD-CIDRS", "VTEP-MAC"}
 	case model.KindPod:
@@ -148,6 +159,12 @@ func intentColumns(k model.Kind) []string {
 
 func intentCells(o model.Object) []string {
 	switch o := o.(type) {
+	case *model.Config:
+		b, err := json.Marshal(o)
+		if err != nil {
+			return []string{err.Error()}
+		}
+		return []string{string(b)}
 	case *model.Node:
 		return []string{o.Name, join(o.Addrs), join(o.PodCIDRs), o.VTEPMAC.String()}
 	case *model.Pod:
