@@ -95,7 +95,7 @@ func (a *Agent) openDrivers() (err error) {
 	if a.linux, err = linux.New(a.log.With("driver", "linux")); err != nil {
 		return fmt.Errorf("open the netlink driver: %w", err)
 	}
-	if a.nft, err = nft.New(a.log.With("driver", "nft"), nil); err != nil {
+	if a.nft, err = nft.New(a.log.With("driver", "nft"), linux.ForgetFlows); err != nil {
 		return fmt.Errorf("open the nftables driver: %w", err)
 	}
 	if a.ebpf, err = ebpf.New(a.cfg.Paths.BPF, a.log.With("driver", "ebpf")); err != nil {
@@ -107,9 +107,7 @@ func (a *Agent) openDrivers() (err error) {
 // stages are the drivers in the order in which new rows are applied.
 func (a *Agent) stages() []reconcile.Stage {
 	return []reconcile.Stage{
-		{Name: "linux", Driver: a.linux, Kinds: []plan.Kind{
-			plan.KindSysctl, plan.KindOverlay, plan.KindRule, plan.KindPodLink, plan.KindNeighbour, plan.KindRoute,
-		}},
+		{Name: "linux", Driver: a.linux, Kinds: linux.Kinds()},
 		{Name: "nft", Driver: a.nft, Kinds: []plan.Kind{plan.KindMasquerade, plan.KindHostPort}},
 		{Name: "ebpf", Driver: a.ebpf, Kinds: []plan.Kind{plan.KindSettings, plan.KindHook, plan.KindRemote, plan.KindLocal}},
 	}

@@ -17,12 +17,12 @@ type Kind string
 
 // The kinds, in the order in which a driver stage applies them. See Kinds.
 const (
-	KindSysctl     Kind = "sysctls"
 	KindOverlay    Kind = "overlays"
 	KindRule       Kind = "rules"
 	KindPodLink    Kind = "podlinks"
 	KindNeighbour  Kind = "neighbours"
 	KindRoute      Kind = "routes"
+	KindSysctl     Kind = "sysctls"
 	KindMasquerade Kind = "masquerade"
 	KindHostPort   Kind = "hostports"
 	KindSettings   Kind = "settings"
@@ -35,7 +35,7 @@ const (
 // Kinds lists every kind: referents before what refers to them.
 func Kinds() []Kind {
 	return []Kind{
-		KindSysctl, KindOverlay, KindRule, KindPodLink, KindNeighbour, KindRoute,
+		KindOverlay, KindRule, KindPodLink, KindNeighbour, KindRoute, KindSysctl,
 		KindMasquerade, KindHostPort, KindSettings, KindHook, KindRemote, KindLocal,
 		KindProblem,
 	}

@@ -1,10 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -100,7 +102,9 @@ func (s *Store) put(txn statedb.WriteTxn, r *Row) {
 func (s *Store) SetRows(rows map[model.Key][]plan.Row) {
 	txn := s.db.WriteTxn(s.plan)
 	defer txn.Commit()
-	for owner, want := range rows {
+	owners := slices.SortedFunc(maps.Keys(rows), func(a, b model.Key) int { return cmp.Compare(a.String(), b.String()) })
+	for _, owner := range owners { // in a fixed order, so that of two that want the same it is always the same one
+		want := rows[owner]
 		keep := make(map[plan.Key]bool, len(want))
 		for _, r := range want {
 			keep[r.Key()] = true

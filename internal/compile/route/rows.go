@@ -174,6 +174,10 @@ func (l local) compileEndpoint(s model.Snapshot, e *model.Endpoint, narrow []pla
 			&plan.Neighbour{By: by, Dev: e.HostIf, Addr: a, MAC: e.MAC},
 			&plan.Route{By: by, Dst: netset.Host(a), Dev: e.HostIf, Src: netset.First(l.node.Addrs, netset.Of(a))})
 	}
+	if f := netset.FamiliesOf(e.Addrs); len(e.HostPorts) > 0 && f[0] == netset.V4 {
+		// The host's own 127.0.0.1 reaches a host port by leaving through the pod's link.
+		rows = append(rows, &plan.Sysctl{By: by, Path: "net/ipv4/conf/" + e.HostIf + "/route_localnet", Value: "1"})
+	}
 	for _, h := range e.HostPorts {
 		for _, a := range e.Addrs {
 			if h.HostIP.IsValid() && !h.HostIP.IsUnspecified() && netset.Of(h.HostIP) != netset.Of(a) {

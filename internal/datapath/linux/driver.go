@@ -75,7 +75,7 @@ func (d *Driver) Close() error {
 // Kinds are the kinds of rows that the driver applies, referents first.
 func Kinds() []plan.Kind {
 	return []plan.Kind{
-		plan.KindSysctl, plan.KindOverlay, plan.KindRule, plan.KindPodLink, plan.KindNeighbour, plan.KindRoute,
+		plan.KindOverlay, plan.KindRule, plan.KindPodLink, plan.KindNeighbour, plan.KindRoute, plan.KindSysctl,
 	}
 }
 
