@@ -41,7 +41,7 @@ func Stream(ctx context.Context, socket, method string, params any, each func(js
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return &awayError{fmt.Errorf("connect to the agent: %w", err)}
+		return &awayError{fmt.Errorf("connect to the agent: %w", err), false}
 	}
 	defer conn.Close()
 	// Closing is what wakes a blocked read or write when ctx ends; it also is what tells the agent.
@@ -81,13 +81,22 @@ func Stream(ctx context.Context, socket, method string, params any, each func(js
 }
 
 // Away reports whether err means that there is no agent to talk to, or that it went away
-// without an answer: what was asked may have happened or not.
+// without an answer.
 func Away(err error) bool {
 	var a *awayError
 	return errors.As(err, &a)
 }
 
-type awayError struct{ err error }
+// Lost reports whether the agent went away after it was asked: what was asked may have happened.
+func Lost(err error) bool {
+	var a *awayError
+	return errors.As(err, &a) && a.asked
+}
+
+type awayError struct {
+	err   error
+	asked bool
+}
 
 func (e *awayError) Error() string { return e.err.Error() }
 func (e *awayError) Unwrap() error { return e.err }
@@ -100,9 +109,9 @@ func lost(ctx context.Context, method string, err error) error {
 	case errors.Is(err, ErrFrame):
 		return fmt.Errorf("%s: %w", method, err)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &awayError{fmt.Errorf("%s: the agent hangs: it did not accept the request within %s", method, acceptWait)}
+		return &awayError{fmt.Errorf("%s: the agent hangs: it did not accept the request within %s", method, acceptWait), true}
 	case errors.Is(err, io.EOF):
-		return &awayError{fmt.Errorf("%s: the agent closed the connection without an answer", method)}
+		return &awayError{fmt.Errorf("%s: the agent closed the connection without an answer", method), true}
 	}
-	return &awayError{fmt.Errorf("%s: %w", method, err)}
+	return &awayError{fmt.Errorf("%s: %w", method, err), true}
 }
