@@ -116,6 +116,22 @@ func (r *rig) done(k model.Key) {
 	}
 }
 
+// quiet waits until the loop has nothing to do and returns its counters.
+func (r *rig) quiet() reconcile.Stats {
+	r.Helper()
+	for {
+		before := r.loop.Stats()
+		if err := r.s.Settled(r.ctx); err != nil {
+			r.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+		todo, _ := r.s.Todo(func(*store.Row) bool { return true })
+		if len(todo) == 0 && r.loop.Stats() == before {
+			return before
+		}
+	}
+}
+
 func (r *rig) gone(k model.Key) {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.ctx, 5*time.Second)
@@ -280,10 +296,10 @@ func TestCostFollowsChange(t *testing.T) {
 	}
 	r.done(model.ConfigKey())
 	count := func(change func(), owner model.Key) uint64 {
-		before := r.loop.Stats().Applied
+		before := r.quiet().Applied
 		change()
 		r.done(owner)
-		return r.loop.Stats().Applied - before
+		return r.quiet().Applied - before
 	}
 	if n := count(func() { r.w.Upsert(endpoint("y/eth0", "weft02", "10.0.1.9")) }, model.EndpointKey("y/eth0")); n != 4 {
 		t.Errorf("a pod with one address applied %d rows, want 4", n)
