@@ -56,8 +56,11 @@ type header struct {
 
 const headerSize = 160
 
-// Save writes the objects of the snapshot into dir: all of Kinds.
+// Save writes the objects of the snapshot into dir, which is made if it is not there: all of Kinds.
 func Save(dir string, snap model.Snapshot) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("save the last known objects: %w", err)
+	}
 	tmp, err := os.OpenFile(filepath.Join(dir, fileName+".tmp"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("save the last known objects: %w", err)
@@ -234,7 +237,9 @@ func (s *Source) Keep(ctx context.Context, snapshot func() model.Snapshot, chang
 		case <-ctx.Done():
 		case <-time.After(s.pause):
 		}
-		woken(ctx)
+		if !s.failing {
+			woken(ctx)
+		}
 		if ctx.Err() != nil {
 			s.save(snapshot())
 			return ctx.Err()

@@ -271,10 +271,27 @@ func TestKeepFollowsChanges(t *testing.T) {
 
 func TestUnwritableDirectory(t *testing.T) {
 	s := newStore(t)
-	err := Save(filepath.Join(t.TempDir(), "none"), s.Snapshot())
+	s.Writer("kube").Upsert(node("n1"))
+	dir := filepath.Join(t.TempDir(), "state")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := Save(dir, s.Snapshot())
 	if err == nil || !strings.Contains(err.Error(), "save the last known objects: ") {
 		t.Errorf("got %v", err)
 	}
+	// It is tried again without a change, as when a disk was full.
+	c := New(dir, s.Writer(store.CacheSource), slog.New(slog.DiscardHandler))
+	c.pause = 20 * time.Millisecond
+	c.Withdraw()
+	go func() { _ = c.Keep(t.Context(), s.Snapshot, s.WatchKind) }()
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() bool {
+		objs, err := Load(dir)
+		return err == nil && len(objs) == 1
+	})
 }
 
 func eventually(t *testing.T, ok func() bool) {
