@@ -58,7 +58,7 @@ int to_net(struct __sk_buff *skb)
 	const struct weft_settings *s = get_settings();
 	struct weft_packet p;
 
-	if (!s || !s->tracked || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
+	if (!s || !track_wanted(skb, s) || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
 	if (get_local(&p.src))
 		track_note(skb, &p);

@@ -47,7 +47,7 @@ int to_overlay(struct __sk_buff *skb)
 	to = get_remote(&p.dst);
 	if (!to || !to->tunnel)
 		return verdict(WEFT_DROP_NO_REMOTE, TCX_DROP);
-	if (s->tracked && get_local(&p.src))
+	if (track_wanted(skb, s) && get_local(&p.src))
 		track_note(skb, &p);
 	p.eth->dst = to->mac;
 	p.eth->src = s->sender;

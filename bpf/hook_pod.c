@@ -26,11 +26,14 @@ static __always_inline int send_remote(struct __sk_buff *skb, const struct weft_
 	if (too_big(skb, p, to->mtu))
 		return verdict(WEFT_STACK_MTU, TCX_NEXT);
 	ip_forwarded(skb, p->ip, p->family);
-	if (!to->tunnel)
+	if (!to->tunnel) {
+		track_sign(skb, s);
 		return verdict(WEFT_DIRECT, to_neighbour(s, to));
-	if (!tunnel_push(skb, s, to, p))
-		return bpf_redirect(s->overlay, 0); /* to_overlay tells the device where to, and counts */
-	return verdict(WEFT_TUNNEL, to_neighbour(s, to));
+	}
+	if (tunnel_push(skb, s, to, p))
+		return verdict(WEFT_TUNNEL, to_neighbour(s, to));
+	track_sign(skb, s);
+	return bpf_redirect(s->overlay, 0); /* to_overlay tells the device where to, and counts */
 }
 
 /* from_pod has what a pod sends. */
@@ -67,7 +70,7 @@ int to_pod(struct __sk_buff *skb)
 	const struct weft_settings *s = get_settings();
 	struct weft_packet p;
 
-	if (!s || !s->tracked || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
+	if (!s || !track_wanted(skb, s) || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
 	/* A reply to anybody else than a pod or a node passes the stack anyway. */
 	if (get_local(&p.src) || get_remote(&p.src))

@@ -3,6 +3,7 @@
 #pragma once
 #include "maps.h"
 #include "stats.h"
+#include "track.h"
 
 /*
  * deliver hands a packet to a local pod: straight into its namespace, or through the queue of its link's host
@@ -22,8 +23,10 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct weft_sett
 	eth->proto = family;
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
-	if (to->shaped)
+	if (to->shaped) {
+		track_sign(skb, s);
 		return verdict(WEFT_LOCAL, bpf_redirect(to->ifindex, 0));
+	}
 	return verdict(WEFT_LOCAL, bpf_redirect_peer(to->ifindex, 0));
 }
 

@@ -23,6 +23,30 @@ struct {
 	__type(value, __u32);
 } track SEC(".maps");
 
+/*
+ * What a program redirects to a device passes that device's egress program, too, where it must not be taken for
+ * the stack's. The traffic class index, which only qdiscs of old read, bears a sign until then.
+ */
+#define TRACK_REDIRECTED 0x7765
+
+/* track_sign is for a packet that is about to be redirected to the egress of a device. */
+static __always_inline void track_sign(struct __sk_buff *skb, const struct weft_settings *s)
+{
+	if (s->tracked)
+		skb->tc_index = TRACK_REDIRECTED;
+}
+
+/* track_wanted says in an egress program whether the stack sent the packet, and flows are tracked. */
+static __always_inline bool track_wanted(struct __sk_buff *skb, const struct weft_settings *s)
+{
+	if (!s->tracked)
+		return false;
+	if (skb->tc_index != TRACK_REDIRECTED)
+		return true;
+	skb->tc_index = 0;
+	return false;
+}
+
 /* has_ports says whether the stack could translate the protocol's ports, which lead its header. */
 static __always_inline bool has_ports(const struct weft_packet *p)
 {
