@@ -92,8 +92,8 @@ const (
 )
 
 // Up starts everything and returns when all nodes are registered and the control plane's addons are applied.
-// The nodes become Ready when a network is installed: see InstallWeft and WaitReady. Up continues a start that
-// was interrupted.
+// The nodes become Ready when a network is installed: see UpWithWeft. Up continues a start that was
+// interrupted.
 func (c *Cluster) Up(ctx context.Context) error {
 	if c.Port == 0 {
 		port, err := freePort()

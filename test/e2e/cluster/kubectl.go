@@ -72,9 +72,9 @@ func (c *Cluster) applyAddons(ctx context.Context) error {
 	return c.Apply(ctx, m)
 }
 
-// WaitReady waits until every node is Ready and CoreDNS serves.
-func (c *Cluster) WaitReady(ctx context.Context, limit time.Duration) error {
-	timeout := fmt.Sprintf("--timeout=%s", limit)
+// waitReady waits until every node is Ready and CoreDNS serves.
+func (c *Cluster) waitReady(ctx context.Context) error {
+	const timeout = "--timeout=2m"
 	if _, err := c.Kubectl(ctx, "wait", "--for=condition=Ready", "nodes", "--all", timeout); err != nil {
 		nodes, _ := c.Kubectl(ctx, "describe", "nodes")
 		return fmt.Errorf("%w\n%s", err, nodes)

@@ -10,6 +10,17 @@ import (
 	"weft/internal/netset"
 )
 
+// UpWithPTP makes the cluster with InstallPTP's network.
+func (c *Cluster) UpWithPTP(ctx context.Context) error {
+	if err := c.Up(ctx); err != nil {
+		return err
+	}
+	if err := c.InstallPTP(ctx); err != nil {
+		return err
+	}
+	return c.waitReady(ctx)
+}
+
 // InstallPTP is the simplest network that works, in place of weft: the reference plugins ptp and host-local,
 // and routes between the nodes. It shows whether a failure is weft's or the cluster's own.
 func (c *Cluster) InstallPTP(ctx context.Context) error {

@@ -17,9 +17,19 @@ import (
 // Repository is the name of weft's image, as in the chart.
 const Repository = "localhost/weft"
 
-// InstallWeft does what a user does: it builds weft's image, renders the chart with helm, and applies the
-// result with kubectl. values are further settings of the chart, such as config.backend.type=direct.
-func (c *Cluster) InstallWeft(ctx context.Context, version string, values ...string) error {
+// UpWithWeft makes the cluster and installs weft on it as a user does: it builds weft's image, renders the chart
+// with helm, and applies the result with kubectl. values are further settings of the chart, such as
+// config.backend.type=direct. It returns when all nodes are Ready and the cluster's DNS serves.
+func (c *Cluster) UpWithWeft(ctx context.Context, version string, values ...string) error {
+	if err := c.save(); err != nil {
+		return err
+	}
+	if _, err := c.weftArchive(ctx, version); err != nil { // before the nodes wait for it
+		return err
+	}
+	if err := c.Up(ctx); err != nil {
+		return err
+	}
 	if err := c.LoadWeft(ctx, version); err != nil {
 		return err
 	}
@@ -31,7 +41,7 @@ func (c *Cluster) InstallWeft(ctx context.Context, version string, values ...str
 		return err
 	}
 	c.log("weft %s applied", version)
-	return nil
+	return c.waitReady(ctx)
 }
 
 // LoadWeft builds weft's image of that version from this source tree and imports it on every node.

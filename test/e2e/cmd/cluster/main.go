@@ -19,14 +19,14 @@ import (
 	"weft/test/e2e/cluster"
 )
 
-const usage = `usage: cluster up [-nodes N] [-families 46] [-network weft] [-kube-proxy MODE] [-set K=V,…]
+const usage = `usage: cluster [-dir DIR] VERB, where the cluster is kept in DIR
+       cluster up [-nodes N] [-families 46] [-network weft] [-kube-proxy MODE] [-set K=V,…]
        cluster down                     end it; nothing is left
        cluster kubectl ARGS…            kubectl as administrator
        cluster exec HOST COMMAND…       on a host: n1, n2, …, cp, world
        cluster log HOST PROCESS         follow a log: kubelet, containerd, kube-apiserver, …
        cluster binaries [NAME…]         build the programs only, and print their directory
        cluster manifest                 render the chart with its defaults
-All verbs take -dir DIR, before other arguments: where the cluster is kept.
 `
 
 func main() {
@@ -47,31 +47,27 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	if len(args) == 0 {
-		return errors.New(usage)
-	}
 	dir, err := defaultDir()
 	if err != nil {
 		return err
 	}
-	fs := flag.NewFlagSet(args[0], flag.ContinueOnError)
-	fs.Usage = func() { fmt.Fprint(os.Stderr, usage) }
-	fs.StringVar(&dir, "dir", dir, "")
-	o := options{}
-	if args[0] == "up" {
-		o.flags(fs)
-	}
-	if err := fs.Parse(args[1:]); err != nil {
+	global := flags("cluster")
+	global.StringVar(&dir, "dir", dir, "")
+	if err := global.Parse(args); err != nil {
 		return err
 	}
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err
 	}
-	switch args[0] {
+	verb, args := global.Arg(0), global.Args()
+	if len(args) > 0 {
+		args = args[1:]
+	}
+	switch verb {
 	case "up":
-		return up(ctx, dir, o)
+		return up(ctx, dir, args)
 	case "binaries":
-		bin, err := binaries.Build(ctx, func(s string) { log("building %s", s) }, fs.Args()...)
+		bin, err := binaries.Build(ctx, func(s string) { log("building %s", s) }, args...)
 		fmt.Println(bin)
 		return err
 	case "manifest":
@@ -82,40 +78,41 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	switch {
-	case args[0] == "down":
+	case verb == "down":
 		return c.Down(ctx)
-	case args[0] == "kubectl":
-		return attached(c.KubectlCommand(ctx, fs.Args()...))
-	case args[0] == "exec" && fs.NArg() >= 2:
-		h, err := c.Host(fs.Arg(0))
+	case verb == "kubectl":
+		return attached(c.KubectlCommand(ctx, args...))
+	case verb == "exec" && len(args) >= 2:
+		h, err := c.Host(args[0])
 		if err != nil {
 			return err
 		}
-		cmd := exec.CommandContext(ctx, fs.Arg(1), fs.Args()[2:]...)
+		cmd := exec.CommandContext(ctx, args[1], args[2:]...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 		return h.Run(cmd)
-	case args[0] == "log" && fs.NArg() == 2:
-		return attached(exec.CommandContext(ctx, "tail", "-n", "100", "-f", c.Log(fs.Arg(0), fs.Arg(1))))
+	case verb == "log" && len(args) == 2:
+		return attached(exec.CommandContext(ctx, "tail", "-n", "100", "-f", c.Log(args[0], args[1])))
 	}
 	return errors.New(usage)
 }
 
-// options are those of up.
-type options struct {
-	nodes                               int
-	families, network, kubeProxy, chart string
+func flags(name string) *flag.FlagSet {
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.Usage = func() { fmt.Fprint(os.Stderr, usage) }
+	return fs
 }
 
-func (o *options) flags(fs *flag.FlagSet) {
-	fs.IntVar(&o.nodes, "nodes", 3, "")
-	fs.StringVar(&o.families, "families", "46", "")
-	fs.StringVar(&o.network, "network", "weft", "")
-	fs.StringVar(&o.kubeProxy, "kube-proxy", "", "")
-	fs.StringVar(&o.chart, "set", "", "")
-}
-
-func up(ctx context.Context, dir string, o options) error {
-	families, err := parseFamilies(o.families)
+func up(ctx context.Context, dir string, args []string) error {
+	fs := flags("up")
+	nodes := fs.Int("nodes", 3, "")
+	families := fs.String("families", "46", "")
+	network := fs.String("network", "weft", "")
+	proxy := fs.String("kube-proxy", "", "")
+	set := fs.String("set", "", "")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	fam, err := parseFamilies(*families)
 	if err != nil {
 		return err
 	}
@@ -123,36 +120,34 @@ func up(ctx context.Context, dir string, o options) error {
 	if err != nil {
 		return err
 	}
-	c := cluster.New(cluster.Config{Dir: dir, Bin: bin, Nodes: o.nodes, Families: families, KubeProxy: o.kubeProxy}, log)
+	c := cluster.New(cluster.Config{Dir: dir, Bin: bin, Nodes: *nodes, Families: fam, KubeProxy: *proxy}, log)
 	if old, err := cluster.Open(dir, log); err == nil {
 		c = old // goes on with what is there
 	}
-	if err := c.Up(ctx); err != nil {
-		return err
-	}
-	switch o.network {
+	switch *network {
 	case "weft":
-		var values []string
-		if o.chart != "" {
-			values = append(values, o.chart)
-		}
-		err = c.InstallWeft(ctx, "dev", values...)
+		err = c.UpWithWeft(ctx, "dev", values(*set)...)
 	case "ptp":
-		err = c.InstallPTP(ctx)
+		err = c.UpWithPTP(ctx)
 	case "none":
-		return nil
+		return c.Up(ctx)
 	default:
-		err = fmt.Errorf("-network: %q is not weft, ptp or none", o.network)
+		err = fmt.Errorf("-network: %q is not weft, ptp or none", *network)
 	}
 	if err != nil {
-		return err
-	}
-	if err := c.WaitReady(ctx, 2*time.Minute); err != nil {
 		return err
 	}
 	fmt.Printf("\nexport KUBECONFIG=%s\n%s get pods -A     # or any kubectl\ngo run ./test/e2e/cmd/cluster down\n",
 		c.Kubeconfig(), filepath.Join(bin, "kubectl"))
 	return nil
+}
+
+// values is the chart's settings as helm takes them, of which one may have several.
+func values(set string) []string {
+	if set == "" {
+		return nil
+	}
+	return []string{set}
 }
 
 // manifest prints what the chart renders to with its defaults: deploy/weft.yaml.

@@ -1,0 +1,159 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/internal/netset"
+	"weft/test/e2e/cluster"
+)
+
+// Pods reach pods, nodes and the outside, nodes reach pods, and all of them see the addresses that they should.
+func TestConnectivity(t *testing.T) {
+	f := newFixture(t, shared, 3*time.Minute)
+	checkConnectivity(f, f.echoPods())
+}
+
+// The same on clusters of one family.
+func TestSingleStack(t *testing.T) {
+	for _, family := range netset.Families() {
+		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
+			dir := shared.Dir + fmt.Sprintf("-ipv%d", family)
+			if old, err := cluster.Open(dir, progress); err == nil {
+				if err := old.Down(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c, err := start(t.Context(), dir, 2, family)
+			t.Cleanup(func() {
+				if t.Failed() {
+					_ = diagnose(c)
+				}
+				if err := c.Down(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if err := leftovers(dir); err != nil {
+					t.Error(err)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := newFixture(t, c, 3*time.Minute)
+			checkConnectivity(f, f.echoPods())
+		})
+	}
+}
+
+func checkConnectivity(f *fixture, pods []pod) {
+	f.Helper()
+	for _, family := range f.Families {
+		var names, pings []string // of what every node, and every pod, tries
+		byName := map[string]string{}
+		for _, to := range pods {
+			url := httpURL(to.address(family), 8080, "/hostname")
+			names, byName[url] = append(names, url), to.Name
+		}
+		for _, node := range f.NodeNames() {
+			pings = append(pings, cluster.Address(node, family).String())
+			out, err := f.Exec(f.ctx, node, curl(names)...)
+			f.compare("node "+node, out, err, byName)
+		}
+		for _, from := range pods {
+			want := map[string]string{}
+			for _, to := range pods { // pods see each other's own address
+				want[httpURL(to.address(family), 8080, "/clientip")] = from.address(family).String()
+			}
+			if !ptp() { // beyond the cluster, a pod has its node's address
+				want[httpURL(cluster.Outside(family), 80, "/clientip")] = cluster.Address(from.Node, family).String()
+			}
+			out, err := f.in(from.Name, curl(slices.Sorted(maps.Keys(want)))...)
+			f.compare(from.Name+" on "+from.Node, out, err, want)
+			out, err = f.in(from.Name, "sh", "-c", "for a in "+strings.Join(pings, " ")+"; do ping -c1 -W3 $a >/dev/null || echo $a; done")
+			if err != nil || out != "" {
+				f.Errorf("%s on %s does not reach nodes: %s %v", from.Name, from.Node, out, err)
+			}
+		}
+	}
+}
+
+func httpURL(to netip.Addr, port uint16, path string) string {
+	return "http://" + netip.AddrPortFrom(to, port).String() + path
+}
+
+// curl fetches URLs and prints a line for each: the URL, curl's exit code, the page.
+func curl(urls []string) []string {
+	return append([]string{"curl", "-s", "--max-time", "5", "-w", `\n%{exitcode} %{url}\n`}, urls...)
+}
+
+// compare checks what curl printed: at each URL the page that is wanted, whatever port an address in it has.
+func (f *fixture) compare(from, out string, err error, want map[string]string) {
+	f.Helper()
+	got := map[string]string{}
+	lines := strings.Split(out, "\n")
+	for i := 1; i < len(lines); i++ {
+		code, url, ok := strings.Cut(lines[i], " ")
+		if !ok || want[url] == "" {
+			continue
+		}
+		if got[url] = strings.TrimSpace(lines[i-1]); code != "0" {
+			got[url] = "curl's error " + code
+		} else if h, _, err := net.SplitHostPort(got[url]); err == nil {
+			got[url] = h
+		}
+	}
+	for url, page := range want {
+		if got[url] != page {
+			f.Errorf("%s to %s: %q, want %q (%v)", from, url, got[url], page, err)
+		}
+	}
+}
+
+// Every pod resolves names by each DNS pod's address.
+func TestDNS(t *testing.T) {
+	f := newFixture(t, shared, 2*time.Minute)
+	clients := f.echoPods()
+	servers := listPods(t, f.ctx, f.Cluster, "-n", "kube-system", "-l", "k8s-app=kube-dns")
+	if len(servers) == 0 {
+		t.Fatal("no DNS pods")
+	}
+	for _, c := range clients {
+		for _, s := range servers {
+			for _, a := range s.IPs {
+				out, err := f.in(c.Name, "dig", "+short", "+time=2", "+tries=1", "@"+a.String(), "kubernetes.default.svc.cluster.local")
+				if _, bad := netip.ParseAddr(strings.TrimSpace(out)); err != nil || bad != nil {
+					t.Errorf("%s on %s asks %s on %s: %q %v", c.Name, c.Node, a, s.Node, out, err)
+				}
+			}
+		}
+	}
+	if ptp() {
+		return // the DNS pods' way to the outside is masqueraded
+	}
+	out, err := f.in(clients[0].Name, "dig", "+short", "+tcp", "@"+servers[0].IPs[0].String(), "outside.test")
+	if err != nil || !strings.Contains(out, cluster.Outside(f.Families[0]).String()) {
+		t.Errorf("a name from outside of the cluster: %q %v", out, err)
+	}
+}
+
+// kubectl exec with input, logs and port-forward work on every node.
+func TestKubectl(t *testing.T) {
+	f := newFixture(t, shared, 2*time.Minute)
+	for _, p := range f.echoPods() {
+		out, err := f.KubectlInput(f.ctx, "hello", "-n", f.ns, "exec", "-i", p.Name, "--", "cat")
+		if err != nil || out != "hello" {
+			t.Errorf("exec on %s: %q %v", p.Node, out, err)
+		}
+		if log := f.kubectl("-n", f.ns, "logs", p.Name, "-c", "http"); !strings.Contains(log, "Started HTTP server") {
+			t.Errorf("log of %s on %s: %q", p.Name, p.Node, log)
+		}
+	}
+}
