@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/internal/datapath/linux"
+	"weft/internal/model"
+	"weft/internal/plan"
 )
 
 // errNoTCX says that this kernel has no TCX (Linux before 6.6).
@@ -35,26 +37,44 @@ func directions() [2]direction {
 	return [2]direction{{"ingress", ebpf.AttachTCXIngress}, {"egress", ebpf.AttachTCXEgress}}
 }
 
-// attach makes a device run both programs.
-func (d *Driver) attach(dev string, index int, ingress, egress *ebpf.Program) error {
+// attach makes a row's device run both programs.
+func (d *Driver) attach(key plan.Key, on hooked, ingress, egress *ebpf.Program) error {
 	for i, prog := range []*ebpf.Program{ingress, egress} {
 		dir := directions()[i]
 		err := errNoTCX
 		if !d.mode.clsact {
-			err = d.mode.tcx(dev, index, dir, prog)
+			err = d.mode.tcx(on.dev, on.index, dir, prog)
 		}
 		if errors.Is(err, errNoTCX) {
-			d.mode.clsact = true
-			d.feature("tcx", "fallback", "programs are attached as clsact filters")
-			err = linux.AttachClsact(index, i == 0, prog.FD(), filterName(prog))
-		} else if err == nil {
-			d.feature("tcx", "active", "")
+			d.useClsact()
+			err = linux.AttachClsact(on.index, i == 0, prog.FD(), filterName(prog))
 		}
 		if err != nil {
-			return fmt.Errorf("attach %s to %s of %s: %w", programName(prog), dir.name, dev, err)
+			return fmt.Errorf("attach %s to %s of %s: %w", programName(prog), dir.name, on.dev, err)
 		}
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hooked[key] = on
+	if d.mode.clsact {
+		d.features["tcx"] = &model.Feature{Name: "tcx", State: "fallback", Detail: "programs are attached as clsact filters"}
+	} else {
+		d.features["tcx"] = &model.Feature{Name: "tcx", State: "active"}
+	}
 	return nil
+}
+
+func (d *Driver) useClsact() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mode.clsact = true
+}
+
+func (d *Driver) detach(key plan.Key, dev string) error {
+	d.mu.Lock()
+	delete(d.hooked, key)
+	d.mu.Unlock()
+	return d.mode.detach(dev)
 }
 
 func programName(p *ebpf.Program) string {
@@ -177,11 +197,5 @@ func interfaceIndex(name string) (int, error) {
 	if kind := req.Uint16(); kind != unix.ARPHRD_ETHER {
 		return 0, fmt.Errorf("device %s has no Ethernet header (ARPHRD type %d), which weft's programs need", name, kind)
 	}
-	if req, err = unix.NewIfreq(name); err != nil {
-		return 0, fmt.Errorf("device name %q: %w", name, err)
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
-		return 0, fmt.Errorf("find device %s: %w", name, err)
-	}
-	return int(req.Uint32()), nil
+	return linux.IndexByName(name)
 }

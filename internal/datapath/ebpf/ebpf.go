@@ -34,7 +34,6 @@ import (
 type Driver struct {
 	dir    string
 	log    *slog.Logger
-	mode   attacher
 	objs   weftObjects
 	names  []string // of stats' keys
 	layout string
@@ -52,7 +51,9 @@ type Driver struct {
 	filled bool
 
 	mu       sync.Mutex
+	mode     attacher                  // written by the reconcile goroutine, guarded by mu for others
 	features map[string]*model.Feature // guarded by mu
+	hooked   map[plan.Key]hooked       // guarded by mu; rows whose programs are attached
 }
 
 // Option changes how a Driver works; there is none that a node needs.
@@ -67,7 +68,7 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	d := &Driver{
 		dir: dir, log: log,
 		owner: map[netip.Addr]string{}, addrs: map[string][]netip.Addr{}, via: map[netip.Prefix]netip.Addr{},
-		features: map[string]*model.Feature{},
+		features: map[string]*model.Feature{}, hooked: map[plan.Key]hooked{},
 	}
 	for _, o := range opts {
 		o(d)
@@ -78,7 +79,7 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	if err := d.load(); err != nil {
 		return nil, err
 	}
-	d.mode.links = filepath.Join(dir, "links")
+	d.mode.links = filepath.Join(dir, linksDir)
 	if err := os.MkdirAll(d.mode.links, 0o700); err != nil {
 		d.objs.Close()
 		return nil, fmt.Errorf("make directory for pinned links: %w", err)
@@ -147,16 +148,16 @@ func (d *Driver) upsert(r plan.Row) error {
 		if err := d.putLocal(r, index); err != nil {
 			return err
 		}
-		return d.attach(r.HostIf, index, d.objs.FromPod, d.objs.ToPod)
+		return d.attach(r.Key(), hooked{r.HostIf, index}, d.objs.FromPod, d.objs.ToPod)
 	case *plan.Hook:
 		index, err := interfaceIndex(r.Dev)
 		if err != nil {
 			return err
 		}
 		if r.Role == plan.RoleOverlay {
-			return d.attach(r.Dev, index, d.objs.FromOverlay, d.objs.ToOverlay)
+			return d.attach(r.Key(), hooked{r.Dev, index}, d.objs.FromOverlay, d.objs.ToOverlay)
 		}
-		return d.attach(r.Dev, index, d.objs.FromNet, d.objs.ToNet)
+		return d.attach(r.Key(), hooked{r.Dev, index}, d.objs.FromNet, d.objs.ToNet)
 	}
 	return fmt.Errorf("the eBPF driver has no use for a row of %s", r.Key().Kind)
 }
@@ -168,9 +169,9 @@ func (d *Driver) remove(r plan.Row) error {
 	case *plan.Remote:
 		return d.dropRemote(r.Prefix)
 	case *plan.Local:
-		return errors.Join(d.keepAddrs(r.HostIf, nil), d.mode.detach(r.HostIf))
+		return errors.Join(d.keepAddrs(r.HostIf, nil), d.detach(r.Key(), r.HostIf))
 	case *plan.Hook:
-		return d.mode.detach(r.Dev)
+		return d.detach(r.Key(), r.Dev)
 	}
 	return fmt.Errorf("the eBPF driver has no use for a row of %s", r.Key().Kind)
 }
@@ -325,12 +326,6 @@ func (d *Driver) Features() []model.Feature {
 		out = append(out, *d.features[name])
 	}
 	return out
-}
-
-func (d *Driver) feature(name, state, detail string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.features[name] = &model.Feature{Name: name, State: state, Detail: detail}
 }
 
 // Stats returns what became of packets since the maps were made, by reason, summed over CPUs. The names are

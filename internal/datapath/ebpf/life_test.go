@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -378,4 +379,54 @@ func TestMountsBPFFS(t *testing.T) {
 	if err := unix.Unmount(below, 0); err == nil {
 		t.Error("a second bpffs was mounted on the first")
 	}
+}
+
+// TestWatch: whoever takes our programs off a device is noticed at once, and the row is named.
+func TestWatch(t *testing.T) {
+	modes(t, func(t *testing.T, opts ...Option) {
+		n, _ := network(t, 1500, opts...)
+		p := n.addPod(1500)
+		n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
+		n.apply()
+		ctx, stop := context.WithCancel(t.Context())
+		type change struct {
+			key  plan.Key
+			what string
+		}
+		seen := make(chan change, 10)
+		ended := make(chan error, 1)
+		go n.ns.Do(t, func() { ended <- n.driver.Watch(ctx, func(k plan.Key, what string) { seen <- change{k, what} }) })
+		for _, c := range []struct {
+			key plan.Key
+			dev string
+		}{{p.row().Key(), p.hostIf}, {plan.Key{Kind: plan.KindHook, Name: uplink}, uplink}} {
+			// The watcher may not listen yet: take them off until it says so.
+			for deadline := time.Now().Add(3 * time.Second); ; {
+				if n.driver.mode.clsact {
+					n.ns.Run(t, "tc", "qdisc", "del", "dev", c.dev, "clsact")
+				} else if err := os.Remove(filepath.Join(n.pins, "links", c.dev+"-ingress")); err != nil {
+					t.Fatal(err)
+				}
+				var got change
+				select {
+				case got = <-seen:
+				case <-time.After(300 * time.Millisecond):
+				}
+				n.apply()
+				if got.key == c.key && strings.Contains(got.what, c.dev) {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("after taking the programs off %s: %v", c.dev, got)
+				}
+			}
+			if on := n.attached(c.dev); len(on) != 2 {
+				t.Errorf("on %s after the repair: %v", c.dev, on)
+			}
+		}
+		stop()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("the watch ended with %v", err)
+		}
+	})
 }

@@ -20,6 +20,7 @@ const (
 	reasonPrefix = "WEFT_"
 	reasonEnd    = "WEFT_REASONS"
 	layoutPrefix = "maps-"
+	linksDir     = "links"
 )
 
 // ensureBPFFS makes dir and all above it, and mounts a bpffs if it would not be on one: on /sys/fs/bpf, where

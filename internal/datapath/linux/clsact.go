@@ -1,11 +1,13 @@
 package linux
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,20 +57,80 @@ func DetachClsact(ifindex int) error {
 		return nil //nolint:nilerr // the device is gone, and its filters with it
 	}
 	for _, ingress := range []bool{true, false} {
-		filters, err := netlink.FilterList(link, clsactParent(ingress))
+		ours, err := clsactFilters(link, ingress)
 		if err != nil {
-			return fmt.Errorf("list filters of %s: %w", link.Attrs().Name, err)
+			return err
 		}
-		for _, f := range filters {
-			if b, ok := f.(*netlink.BpfFilter); !ok || !strings.HasPrefix(b.Name, filterMark) {
-				continue
-			}
+		for _, f := range ours {
 			if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("delete a filter of %s: %w", link.Attrs().Name, err)
 			}
 		}
 	}
 	return nil
+}
+
+// clsactFilters returns our filters of one direction.
+func clsactFilters(link netlink.Link, ingress bool) ([]netlink.Filter, error) {
+	filters, err := netlink.FilterList(link, clsactParent(ingress))
+	if err != nil {
+		return nil, fmt.Errorf("list filters of %s: %w", link.Attrs().Name, err)
+	}
+	var ours []netlink.Filter
+	for _, f := range filters {
+		if b, ok := f.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, filterMark) {
+			ours = append(ours, f)
+		}
+	}
+	return ours, nil
+}
+
+// HasClsact reports whether a device has our filters in both directions.
+func HasClsact(ifindex int) (bool, error) {
+	link, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return false, fmt.Errorf("find device %d: %w", ifindex, err)
+	}
+	for _, ingress := range []bool{true, false} {
+		ours, err := clsactFilters(link, ingress)
+		if err != nil || len(ours) == 0 {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// WatchClsact calls changed when a qdisc or filter of this network namespace is removed, until ctx ends. It returns
+// when it listens; what ends it early comes through the channel.
+func WatchClsact(ctx context.Context, changed func()) (<-chan error, error) {
+	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
+	if err != nil {
+		return nil, fmt.Errorf("listen for changes of filters: %w", err)
+	}
+	failed := make(chan error, 1)
+	stop := context.AfterFunc(ctx, sock.Close)
+	go func() {
+		defer stop()
+		for {
+			msgs, _, err := sock.Receive()
+			switch {
+			case ctx.Err() != nil:
+				return
+			case errors.Is(err, unix.ENOBUFS): // some were lost, so look
+				changed()
+				continue
+			case err != nil:
+				failed <- fmt.Errorf("listen for changes of filters: %w", err)
+				return
+			}
+			for _, m := range msgs {
+				if m.Header.Type == unix.RTM_DELTFILTER || m.Header.Type == unix.RTM_DELQDISC {
+					changed()
+				}
+			}
+		}
+	}()
+	return failed, nil
 }
 
 // SweepClsact removes our filters from every device that keep does not want.
