@@ -177,9 +177,7 @@ func (a *Agent) becomeReady(ctx context.Context) error {
 		}
 	}
 	a.tellFeatures()
-	if err := a.cni.Swept(); err != nil {
-		return err
-	}
+	a.cni.Swept()
 	if err := a.installPlugin(); err != nil {
 		return err
 	}

@@ -178,7 +178,7 @@ func (a *Agent) startCNI(context.Context) error {
 	w := a.store.Writer("cni")
 	src, err := cni.New(cni.Config{
 		Dir: filepath.Join(a.cfg.Paths.State, "ipam"), Quarantine: time.Duration(a.cfg.IPAM.QuarantineSeconds) * time.Second,
-		Reserved: a.cfg.IPAM.Reserved, Run: a.cfg.Paths.Run, Ready: a.canServe,
+		Reserved: a.cfg.IPAM.Reserved, Run: a.cfg.Paths.Run, Ready: a.canServe, InUse: a.linux.PodAddrs,
 	}, w, a.store, a.log)
 	if err != nil {
 		return err

@@ -198,9 +198,7 @@ func (n *node) sweep() {
 			delete(n.kernel, id)
 		}
 	}
-	if err := n.src.Swept(); err != nil && !errors.Is(err, ipam.ErrJournal) {
-		n.fail("swept: %v", err)
-	}
+	n.src.Swept()
 }
 
 // crashable runs f with a crash at a random step, or none. An agent that crashed is followed by another.

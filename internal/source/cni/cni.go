@@ -179,8 +179,12 @@ func (s *Source) Restore() error {
 }
 
 // Swept is to be called when the kernel holds no link of ours any more that is not in the plan: addresses that were
-// suspected to be in use become free.
-func (s *Source) Swept() error { return s.alloc.Absolve() }
+// suspected to be in use rest like those of deleted pods, and become free.
+func (s *Source) Swept() {
+	if err := s.alloc.Absolve(); err != nil {
+		s.log.Error("end suspicions", "error", err) // ended all the same; after a restart, to be ended again
+	}
+}
 
 // Run looks every minute for pods whose network namespace went away without a DEL, and for DELs that the
 // plugin could not deliver. It returns when ctx ends.
