@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"sigs.k8s.io/yaml"
@@ -119,11 +121,16 @@ func separator(line []byte) bool {
 	return len(rest) == 0 || rest[0] == '#'
 }
 
-// tidy drops the library's prefixes. Its line numbers are relative to the document; the error says so.
-func tidy(err error, line int) error {
+// tidy drops the library's prefixes and makes its line numbers, which count from the document's first line,
+// those of the file.
+func tidy(err error, first int) error {
 	msg := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
-	if line == 1 {
-		return fmt.Errorf("not YAML: %s", strings.TrimPrefix(msg, "yaml: "))
-	}
-	return fmt.Errorf("not YAML: in the document that begins at line %d: %s", line, strings.TrimPrefix(msg, "yaml: "))
+	msg = strings.TrimPrefix(msg, "yaml: ")
+	return fmt.Errorf("not YAML: %s", regexp.MustCompile(`\bline \d+`).ReplaceAllStringFunc(msg, func(s string) string {
+		n, err := strconv.Atoi(strings.TrimPrefix(s, "line "))
+		if err != nil {
+			return s
+		}
+		return fmt.Sprintf("line %d", first+n-1)
+	}))
 }

@@ -254,7 +254,7 @@ items: [{metadata: {name: d}}]
 	}
 	want := []string{
 		"03 Node a", "09 Namespace b", "09 Pod default/: items[1]: pod: metadata.name is missing",
-		"15 : not YAML: in the document that begins at line 15: line 1: did not find expected node content",
+		"15 : not YAML: line 15: did not find expected node content",
 		"17 Namespace c", "22 DeploymentList: apps/v1 DeploymentList: not a kind that weft uses",
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -46,7 +47,9 @@ type Source struct {
 	report   func(what, action string)
 	log      *slog.Logger
 	files    map[string]*content // by name; nil before the first scan
-	told     map[string]bool     // problems that have been reported and still exist
+
+	mu   sync.Mutex
+	told []string // guarded by mu: the problems that exist, all of them reported
 }
 
 // content is one file as it was last read.
@@ -56,6 +59,9 @@ type content struct {
 	good   map[model.Key]entry // what the file says, with former versions in place of what is wrong now
 	broken bool                // a document of it gave no object
 }
+
+// errTwice is the error of an object that its file has twice.
+var errTwice = errors.New("already")
 
 // entry is an object with its place.
 type entry struct {
@@ -69,7 +75,7 @@ func New(dir string, w Writer, complete func(), report func(what, action string)
 	if report == nil {
 		report = func(what, action string) { log.Warn(what, "action", action) }
 	}
-	return &Source{dir: dir, w: w, complete: complete, report: report, log: log, told: map[string]bool{}}
+	return &Source{dir: dir, w: w, complete: complete, report: report, log: log}
 }
 
 // Run reads the directory and follows it until ctx ends. It fails if the directory does not exist or ceases to; run
@@ -229,7 +235,7 @@ func parse(raw []byte, old *content) *content {
 			e = was
 		}
 		if first, twice := c.good[k]; twice {
-			c.docs[i].Err = errors.Join(d.Err, fmt.Errorf("%s is in line %d already", d.Name(), first.line))
+			c.docs[i].Err = fmt.Errorf("%s is in line %d %w", d.Name(), first.line, errTwice)
 			continue
 		}
 		c.good[k] = e
@@ -258,8 +264,11 @@ func (c *content) problems(name string) []problem {
 			continue
 		}
 		action := "its last version is used, if there was one"
-		if errors.Is(d.Err, k8s.ErrUnsupported) {
+		switch {
+		case errors.Is(d.Err, k8s.ErrUnsupported):
 			action = "ignored"
+		case errors.Is(d.Err, errTwice):
+			action = "the first one is used"
 		}
 		out = append(out, problem{fmt.Sprintf("%s:%d: %v", name, d.Line, d.Err), action})
 	}
@@ -294,11 +303,21 @@ func byName(a, b model.Key) int { return strings.Compare(a.String(), b.String())
 
 // tell reports the problems that are new.
 func (s *Source) tell(problems []problem) {
-	now := make(map[string]bool, len(problems))
+	before := s.Problems()
+	var now []string
 	for _, p := range problems {
-		if now[p.what] = true; !s.told[p.what] {
+		if now = append(now, p.what); !slices.Contains(before, p.what) {
 			s.report(p.what, p.action)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.told = now
+}
+
+// Problems says what is wrong now, by file and line.
+func (s *Source) Problems() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.told)
 }

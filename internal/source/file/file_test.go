@@ -21,7 +21,8 @@ type sink struct {
 	mu      sync.Mutex
 	rows    map[model.Kind][]model.Object // guarded by mu
 	reports []string                      // guarded by mu
-	changed chan struct{}                 // guarded by mu: closed and replaced by each write
+	src     *Source
+	changed chan struct{} // guarded by mu: closed and replaced by each write
 }
 
 func (s *sink) note(f func()) {
@@ -94,6 +95,7 @@ func start(t *testing.T, dir string) *sink {
 	s := &sink{rows: map[model.Kind][]model.Object{}, changed: make(chan struct{})}
 	complete := make(chan struct{})
 	src := New(dir, s, func() { close(complete) }, s.report, slog.New(slog.DiscardHandler))
+	s.src = src
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- src.Run(ctx) }()
@@ -177,7 +179,7 @@ func TestBrokenDocumentKeepsItsLastVersion(t *testing.T) {
 	// No YAML: the other documents of the file are followed, what is missing is kept.
 	write(t, dir, "all.yaml", node("n1", "10.244.7.0/24")+"---\nkind: [\n---\n"+pod("c"))
 	s.await(t, "nodes/n1=10.244.7.0/24 pods/default/a pods/default/b pods/default/c")
-	s.awaitReport(t, "all.yaml:6: not YAML: in the document that begins at line 6")
+	s.awaitReport(t, "all.yaml:6: not YAML: line 6: ")
 
 	// A malformed field: the last good version of the object.
 	write(t, dir, "all.yaml", node("n1", "10.244.8")+"---\n"+pod("c"))
@@ -221,9 +223,17 @@ func TestDuplicatesNameBothFiles(t *testing.T) {
 	s := start(t, dir)
 	s.await(t, "nodes/n1=10.244.1.0/24 pods/default/x")
 	s.awaitReport(t, "b.yaml:6: nodes/n1 is in a.yaml:1 already (the one in a.yaml is used)")
-	s.awaitReport(t, "a.yaml:6: Node n1 is in line 1 already")
+	s.awaitReport(t, "a.yaml:6: Node n1 is in line 1 already (the first one is used)")
+	if p := s.src.Problems(); len(p) != 2 {
+		t.Errorf("problems %q", p)
+	}
 	remove(t, filepath.Join(dir, "a.yaml"))
 	s.await(t, "nodes/n1=10.244.2.0/24 pods/default/x")
+	write(t, dir, "b.yaml", pod("z")) // a scan that begins after the last one has ended
+	s.await(t, "pods/default/z")
+	if p := s.src.Problems(); len(p) != 0 {
+		t.Errorf("problems %q although all is right", p)
+	}
 }
 
 // TestConfigMapMount swaps the directory behind the links as the kubelet does.

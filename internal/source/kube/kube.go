@@ -12,8 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -127,6 +129,7 @@ type Source struct {
 	mu     sync.Mutex
 	status map[model.Kind]Status // guarded by mu
 	away   bool                  // guarded by mu: the outage has been reported
+	broken map[string]string     // guarded by mu: what was not understood of an object, by its name
 }
 
 // New returns a source; it connects to nothing. Complete is called once, when the initial state of every kind is in.
@@ -135,7 +138,7 @@ func New(cfg *rest.Config, o Options, w Writer, complete func(), log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{api: api, w: w, complete: complete, report: o.Report, log: log, status: map[model.Kind]Status{}}
+	s := &Source{api: api, w: w, complete: complete, report: o.Report, log: log, status: map[model.Kind]Status{}, broken: map[string]string{}}
 	if s.report == nil {
 		s.report = func(string, string) {}
 	}
@@ -176,6 +179,33 @@ func (s *Source) Status() []Status {
 		out = append(out, s.status[r.kind])
 	}
 	return out
+}
+
+// Problems says what is wrong now: watches that do not stand, and objects that were not understood.
+func (s *Source) Problems() []string {
+	var out []string
+	for _, st := range s.Status() {
+		if st.Err != nil {
+			out = append(out, fmt.Sprintf("API server, since %s: %v", st.Since.Format(time.TimeOnly), st.Err))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.AppendSeq(out, maps.Values(s.broken))
+}
+
+// understood notes whether an object was understood, and reports false if it was not and that is new.
+func (s *Source) understood(item k8s.Item) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := item.Name()
+	if item.Err == nil {
+		delete(s.broken, name)
+		return true
+	}
+	_, known := s.broken[name]
+	s.broken[name] = item.Err.Error()
+	return known
 }
 
 // synced notes that the complete state of a kind has been received.

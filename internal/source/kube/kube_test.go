@@ -311,6 +311,9 @@ func TestServerAwayAtStart(t *testing.T) {
 	if got := r.reports(); strings.Count(got, "\n") != 0 || !strings.Contains(got, "cannot be used: the last known objects are used, ") || !strings.Contains(got, "HTTP status 500") {
 		t.Errorf("reports of the outage:\n%s", got)
 	}
+	if p := r.Problems(); len(p) != 2 || !strings.Contains(p[0], "watch nodes: HTTP status 500") {
+		t.Errorf("problems %q", p)
+	}
 	for _, st := range r.Status() {
 		if st.Synced || st.Err == nil {
 			t.Errorf("status %+v", st)
@@ -339,6 +342,14 @@ func TestMalformedObjectIsReportedOnce(t *testing.T) {
 		want := `node bad: spec.podCIDRs: "10.244.1.0" is not a prefix in CIDR notation: used without what was not understood`
 		if got := r.reports(); got != want {
 			t.Errorf("reported %q, want %q", got, want)
+		}
+		if p := r.Problems(); len(p) != 1 || !strings.HasPrefix(want, p[0]) {
+			t.Errorf("problems %q", p)
+		}
+		f.set(node("bad", "10.244.1.0/24"), node("end", "10.244.4.0/24"))
+		r.await(t, "nodes/bad", "nodes/end", "nodes/good", "nodes/last")
+		if p := r.Problems(); len(p) != 0 {
+			t.Errorf("problems %q although all is right", p)
 		}
 	})
 }

@@ -36,7 +36,6 @@ type watcher struct {
 	version string       // resource version up to which everything is in the store; "" before the first
 	strings wire.Strings // of labels, namespaces and node names
 	plain   bool         // the server has no watch lists
-	broken  map[string]bool
 }
 
 // run follows the kind until ctx ends.
@@ -143,15 +142,7 @@ func (w *watcher) take(objs []model.Object, item k8s.Item) []model.Object {
 
 // check reports an object that was not understood, or not wholly, once until it is right again.
 func (w *watcher) check(item k8s.Item) {
-	name := item.Name()
-	switch {
-	case item.Err == nil:
-		delete(w.broken, name)
-	case !w.broken[name]:
-		if w.broken == nil {
-			w.broken = map[string]bool{}
-		}
-		w.broken[name] = true
+	if !w.understood(item) {
 		action := "used without what was not understood"
 		if item.Object == nil {
 			action = "ignored"
@@ -303,7 +294,7 @@ func (w *watcher) add(b *batch, e event) {
 			return // the last version that was understood stays
 		}
 	case deleted:
-		delete(w.broken, e.item.Name())
+		w.understood(k8s.Item{Type: e.item.Type, Meta: e.item.Meta})
 	default:
 		return
 	}
