@@ -244,19 +244,8 @@ func attach(cmd *cobra.Command, h *host.Host, args []string) error {
 	if err := h.Start(child); err != nil {
 		return err
 	}
-	// Interrupts of the terminal reach the child too; it decides.
-	err := child.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return &quietError{exit}
-	}
-	return err
+	return child.Wait() // interrupts of the terminal reach the child too: it decides
 }
-
-// quietError is a child's exit code, about which the child has said what there is to say.
-type quietError struct{ *exec.ExitError }
-
-func (e *quietError) Unwrap() error { return e.ExitError }
 
 func labLogs() *cobra.Command {
 	var namespace, container string

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -146,6 +147,13 @@ func (h *Host) configure(nl *netlink.Handle, p Port) error {
 		if err := nl.LinkSetMaster(link, br); err != nil {
 			return fmt.Errorf("add %s to %s on %s: %w", p.Name, p.Bridge, h.spec.Name, err)
 		}
+	}
+	// Duplicate address detection would take the link's first second, and finds none here.
+	err = h.Do(func() error {
+		return os.WriteFile("/proc/sys/net/ipv6/conf/"+p.Name+"/accept_dad", []byte("0"), 0)
+	})
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s on %s: %w", p.Name, h.spec.Name, err)
 	}
 	if err := nl.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up on %s: %w", p.Name, h.spec.Name, err)

@@ -1,11 +1,12 @@
 package lab
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 
@@ -172,7 +173,7 @@ func (l *Lab) applyOne(o *Object, load map[string]int) (Change, error) {
 		}
 	}
 	stamp(next)
-	if old != nil && reflect.DeepEqual(old.Object, next.Object) {
+	if old != nil && same(old.Object, next.Object) {
 		c.What = "unchanged"
 		return c, nil
 	}
@@ -185,7 +186,7 @@ func (l *Lab) place(old, next *Object, load map[string]int) (replaced bool, err 
 		return false, l.schedule(next, load)
 	}
 	moved := nodeOf(next) != "" && nodeOf(next) != nodeOf(old)
-	if old.GetDeletionTimestamp() == nil && !moved && reflect.DeepEqual(plainSpec(old), plainSpec(next)) {
+	if old.GetDeletionTimestamp() == nil && !moved && same(plainSpec(old), plainSpec(next)) {
 		return false, unstructured.SetNestedField(next.Object, nodeOf(old), "spec", "nodeName")
 	}
 	for _, path := range [][]string{{"status"}, {"metadata", "uid"}, {"metadata", "creationTimestamp"}} {
@@ -206,6 +207,13 @@ func plainSpec(pod *Object) map[string]any {
 	spec = maps.Clone(spec)
 	delete(spec, "nodeName")
 	return spec
+}
+
+// same compares as JSON does, to which 1 and 1.0 are one number.
+func same(a, b any) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
 }
 
 // relabel is the lab's node with the labels and annotations of what was applied.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
 )
@@ -139,15 +138,13 @@ func Demo(ctx context.Context, out io.Writer, self string) error {
 	return nil
 }
 
-// demoTable tries everything, all at the same time, and prints a row for each family.
+// demoTable tries everything, one after the other so that the times are true, and
+// prints a row for each.
 func (l *Lab) demoTable(ctx context.Context, out io.Writer) (failed int) {
-	tries := demoTries()
-	rows := make([][]string, len(tries))
-	var wg sync.WaitGroup
-	for i, t := range tries {
-		wg.Go(func() { rows[i] = l.demoRow(ctx, t) })
+	var rows [][]string
+	for _, t := range demoTries() {
+		rows = append(rows, l.demoRow(ctx, t))
 	}
-	wg.Wait()
 	tw := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "TRIED\tFROM\tTO\tIPv4\tIPv6")
 	for _, r := range rows {

@@ -94,7 +94,7 @@ func Respond(ctx context.Context, spec *host.Spec) error {
 			}
 			go serveTCP(ctx, l)
 		case "udp":
-			c, err := net.ListenPacket("udp", addr)
+			c, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(p.Port)})
 			if err != nil {
 				errs = append(errs, err)
 				continue
@@ -147,10 +147,18 @@ func answerTCP(_ context.Context, c net.Conn) {
 	}
 }
 
-func serveUDP(c net.PacketConn) {
-	buf := make([]byte, 65536)
+// serveUDP answers from the address that was asked: a host may have several.
+func serveUDP(c *net.UDPConn) {
+	raw, err := c.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) { // one of both, as the socket's family is
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		})
+	}
+	buf, oob := make([]byte, 65536), make([]byte, 256)
 	for {
-		n, from, err := c.ReadFrom(buf)
+		n, m, _, from, err := c.ReadMsgUDP(buf, oob)
 		if err != nil { // an ICMP error of an answer before
 			time.Sleep(time.Millisecond)
 			continue
@@ -159,7 +167,8 @@ func serveUDP(c net.PacketConn) {
 		if n == 0 {
 			out = []byte(answerText(from))
 		}
-		_, _ = c.WriteTo(out, from)
+		// What says where a packet came in says, when sent, where the answer comes from.
+		_, _, _ = c.WriteMsgUDP(out, oob[:m], from)
 	}
 }
 

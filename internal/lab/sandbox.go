@@ -340,7 +340,7 @@ func podSpec(pod *corev1.Pod, netns string, addrs []netip.Addr) (spec host.Spec,
 	}
 	name := cmpOr(pod.Spec.Hostname, pod.Name)
 	spec = host.Spec{
-		Name: name[:min(len(name), 63)], Netns: netns, Volatile: []string{"/tmp"},
+		Name: name[:min(len(name), 63)], Netns: netns, ReadOnly: true, Private: []string{"/var"}, Volatile: volatile(),
 		Masks: map[string]string{"/etc/hosts": hosts.String()},
 	}
 	if pod.Spec.HostNetwork {

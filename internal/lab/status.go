@@ -3,7 +3,6 @@ package lab
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -26,7 +25,7 @@ func (w *worker) publish(pod *corev1.Pod) {
 	want := w.statusOf(pod)
 	err := w.r.store.update(ref{"Pod", pod.Namespace, pod.Name}, w.uid, func(o *Object) bool {
 		have, _, _ := unstructured.NestedMap(o.Object, "status")
-		if fmt.Sprint(have) == fmt.Sprint(want) {
+		if same(have, want) {
 			return false
 		}
 		o.Object["status"] = want

@@ -137,7 +137,7 @@ func (l *Lab) start(ctx context.Context) error {
 // startPlain starts a host without an agent.
 func (l *Lab) startPlain(ctx context.Context, name string) (*host.Host, error) {
 	spec := host.Spec{
-		Name: name, Cgroup: l.cgroup() + "/" + name, Volatile: []string{"/run"},
+		Name: name, Cgroup: l.cgroup() + "/" + name, ReadOnly: true, Volatile: volatile(),
 		Sysctls: l.sysctls(),
 	}
 	if name == OutsideHost {
@@ -159,7 +159,7 @@ func (l *Lab) startNode(ctx context.Context, n node) (*host.Host, error) {
 	weft := weftPath()
 	return host.Start(ctx, l.hostDir(n.Name), host.Spec{
 		Name: n.Name, System: true, Cgroup: l.cgroup() + "/" + n.Name,
-		Private: []string{"/var/lib", "/var/log", "/opt"}, Overlay: []string{"/etc"}, Volatile: []string{"/run"},
+		ReadOnly: true, Private: []string{"/var", "/opt"}, Overlay: []string{"/etc"}, Volatile: volatile(),
 		Binds: []host.Bind{
 			{Source: filepath.Dir(exe), Target: binPath, ReadOnly: true},
 			{Source: l.store.dir, Target: clusterPath},
@@ -173,6 +173,9 @@ func (l *Lab) startNode(ctx context.Context, n node) (*host.Host, error) {
 		},
 	}, initArgs()...)
 }
+
+// volatile are directories that programs expect to write to.
+func volatile() []string { return []string{"/run", "/tmp", "/dev/shm"} }
 
 // weftPath is this binary on a node.
 func weftPath() string {
