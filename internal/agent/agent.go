@@ -45,7 +45,9 @@ type Agent struct {
 	nft       *nft.Driver
 	ebpf      *ebpf.Driver
 	cni       *cni.Source
-	ready     chan struct{} // closed when the agent can serve pods for the first time
+	// cluster says what is wrong now with the source of the cluster's objects; set before anything is served.
+	cluster func() []string
+	ready   chan struct{} // closed when the agent can serve pods for the first time
 
 	mu       sync.Mutex
 	findings []string // guarded by mu: what is wrong on the host now

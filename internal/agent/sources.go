@@ -157,6 +157,7 @@ func (a *Agent) startCluster() error {
 	a.group.Go("cache", func(ctx context.Context) error { return cached.Keep(ctx, a.store.Snapshot, a.store.WatchKind) })
 	if a.cfg.Source.Type == "file" {
 		src := file.New(a.cfg.Source.Dir, live, complete, a.incidents.add, a.log)
+		a.cluster = src.Problems
 		a.group.Go("source file", src.Run)
 		return nil
 	}
@@ -169,6 +170,7 @@ func (a *Agent) startCluster() error {
 		return err
 	}
 	a.cni.PodByName = src.PodByName
+	a.cluster = src.Problems
 	a.group.Go("source kube", src.Run)
 	return nil
 }

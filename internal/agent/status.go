@@ -19,6 +19,9 @@ func (a *Agent) status() api.Status {
 		Pools: a.pools(), Rows: map[string]int{}, Counters: a.ebpf.Stats(),
 	}
 	s.Ready = len(s.Waiting) == 0
+	if a.cluster != nil {
+		s.Problems = append(s.Problems, a.cluster()...)
+	}
 	snap := a.store.Snapshot()
 	if dev, addrs, err := route.Underlay(snap); err == nil {
 		s.Underlay = fmt.Sprintf("%s, MTU %d, %s", dev.Name, dev.MTU, words(addrs))
