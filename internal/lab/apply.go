@@ -92,6 +92,7 @@ func (l *Lab) prepare(namespace string, objs []*Object) ([]*Object, map[ref][]st
 func newNamespace(name string) *Object {
 	o := &Object{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace"}}
 	o.SetName(name)
+	o.SetLabels(map[string]string{"kubernetes.io/metadata.name": name})
 	return o
 }
 

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -214,10 +215,9 @@ func decode[T any](o *Object) (*T, error) {
 		return nil, err
 	}
 	v := new(T)
-	if err := yaml.UnmarshalStrict(b, v); err != nil {
-		text := strings.TrimPrefix(err.Error(), "error unmarshaling JSON: ")
-		text = strings.TrimPrefix(text, "while decoding JSON: ")
-		return nil, fmt.Errorf("%s: %s", refOf(o), strings.TrimPrefix(text, "json: "))
+	strict, err := kjson.UnmarshalStrict(b, v)
+	if err = errors.Join(append(strict, err)...); err != nil {
+		return nil, fmt.Errorf("%s: %s", refOf(o), strings.TrimPrefix(err.Error(), "json: "))
 	}
 	return v, nil
 }
