@@ -45,6 +45,8 @@ type node struct {
 func newNode(t testing.TB) *node {
 	t.Helper()
 	n := &node{Netns: testkit.New(t), t: t, want: view{}}
+	n.IP(t, "addr add 192.0.2.1/32 dev lo")
+	n.IP(t, "addr add fd99::1/128 dev lo")
 	n.restart()
 	t.Cleanup(func() { _ = n.driver.Close() })
 	n.apply(
@@ -202,8 +204,6 @@ func hasNot(t testing.TB, out string, words ...string) {
 func TestPodLink(t *testing.T) {
 	n, a, b := newNode(t), testkit.New(t), testkit.New(t)
 	testkit.NoLeaks(t, []*testkit.Netns{n.Netns, a, b})
-	n.IP(t, "addr add 192.0.2.1/32 dev lo")
-	n.IP(t, "addr add fd99::1/128 dev lo")
 	la, lb := podLink(a, 1), podLink(b, 2)
 	la.Narrow = []plan.RouteMTU{{Dst: netip.MustParsePrefix("10.1.0.0/24"), MTU: 1400}, {Dst: netip.MustParsePrefix("fd01::/64"), MTU: 1390}}
 	n.apply(podRows(la)...)
@@ -227,6 +227,4 @@ func TestPodLink(t *testing.T) {
 	hasNot(t, n.IP(t, "link"), "weft")
 	hasNot(t, a.IP(t, "link"), "eth0")
 	n.remove(podRows(la)...) // again
-	n.IP(t, "addr flush dev lo")
-	n.IP(t, "link set lo up")
 }

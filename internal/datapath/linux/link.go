@@ -34,9 +34,23 @@ type link struct {
 	qdisc  string // of the root
 	master int
 	data   []byte // attributes of the kind (IFLA_INFO_DATA)
+	conf   []byte // IPv4 settings: 32-bit numbers from number 1 on
 }
 
-func (l *link) ours() bool { return strings.HasPrefix(l.alias, AliasPrefix) }
+// ours reports whether we made the link. One that has no alias yet was left by an agent that died just then.
+func (l *link) ours() bool {
+	return strings.HasPrefix(l.alias, AliasPrefix) || l.alias == "" && l.group == Group && l.mac == model.GatewayMAC
+}
+
+func (l *link) hasConf(want []conf) bool {
+	for _, c := range want {
+		at := 4 * (int(c.id) - 1)
+		if len(l.conf) < at+4 || getUint(l.conf[at:at+4]) != c.value {
+			return false
+		}
+	}
+	return true
+}
 
 func parseLink(b []byte) *link {
 	if len(b) < unix.SizeofIfInfomsg {
@@ -62,6 +76,14 @@ func parseLink(b []byte) *link {
 			l.master = getUint(v)
 		case unix.IFLA_QDISC:
 			l.qdisc = getText(v)
+		case unix.IFLA_AF_SPEC:
+			for family, v := range attrs(v) {
+				for typ, v := range attrs(v) {
+					if family == unix.AF_INET && typ == unix.IFLA_INET_CONF {
+						l.conf = bytes.Clone(v)
+					}
+				}
+			}
 		case unix.IFLA_LINKINFO:
 			for typ, v := range attrs(v) {
 				switch typ {

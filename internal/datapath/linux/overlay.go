@@ -33,35 +33,37 @@ func parseVXLAN(data []byte) vxlan {
 
 // setOverlay makes the VXLAN device, or puts right what differs.
 //
-// It is ours by its alias, which is set in the system call that makes it; Sweep deletes it. Without an agent it goes on
-// receiving. It is made anew only where its port or its mode is wrong, which cannot be changed.
+// It is ours by its alias (or, if the agent dies just before that is set, by our group and MAC); Sweep deletes it. Without
+// an agent it goes on receiving. It is made anew only where its port or its mode is wrong, which cannot be changed.
 func (a *apply) setOverlay(o *plan.Overlay) error {
 	l, err := a.nl.link(o.Name)
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", o.Name, err)
 	}
 	if l != nil {
-		if l.alias != overlayAlias {
+		if !l.ours() {
 			return fmt.Errorf("make overlay %s: a foreign interface has that name (kind %q, alias %q)", o.Name, l.kind, l.alias)
 		}
-		if v := parseVXLAN(l.data); l.kind == "vxlan" && v.external && v.port == int(o.Port) {
+		if v := parseVXLAN(l.data); l.kind == "vxlan" && l.alias == overlayAlias && v.external && v.port == int(o.Port) {
 			return a.repairOverlay(o, l)
 		}
 		if err := a.drop(l); err != nil {
 			return err
 		}
 	}
-	rep := a.nl.do(
-		overlayRequest(o),
-		named(o.Name, 0).text(unix.IFLA_IFALIAS, overlayAlias),
-		noAddrGenNamed(o.Name),
-		named(o.Name, unix.IFF_UP),
-	)
-	if err := rep[0].err; err != nil {
+	rep := a.nl.do(overlayRequest(o), getLinkRequest(0, o.Name))
+	if err := errors.Join(rep[0].err, rep[1].err); err != nil {
 		return fmt.Errorf("make overlay %s: %w", o, errors.Join(err, a.rival(o)))
 	}
-	if err := errors.Join(rep[1].err, rep[3].err); err != nil { // rep[2] fails where IPv6 is off
-		return fmt.Errorf("set up overlay %s: %w", o, errors.Join(err, a.rival(o), a.nl.one(named(o.Name, 0).asDelete()).err))
+	l = parseLink(rep[1].msgs[0])
+	delete(a.index, o.Name)
+	rep = a.nl.do(
+		setLink(l.index, 0).text(unix.IFLA_IFALIAS, overlayAlias),
+		noAddrGen(l.index),
+		setLink(l.index, unix.IFF_UP),
+	)
+	if err := errors.Join(rep[0].err, rep[2].err); err != nil { // rep[1] fails where IPv6 is off
+		return fmt.Errorf("set up overlay %s: %w", o, errors.Join(err, a.rival(o), a.drop(l)))
 	}
 	return a.d.here(func() error { return refuseAdvertisements(o.Name) })
 }

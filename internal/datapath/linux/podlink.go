@@ -21,20 +21,26 @@ const (
 	confRouteLocalnet = 26
 )
 
+// Sentinels of making a pod's link. //nolint:gochecknoglobals
+var (
+	errNameTaken = errors.New("the name is taken")
+	errWrongPeer = errors.New("the other end is elsewhere")
+)
+
 // setPodLink makes a pod's veth pair and its insides.
 //
-// The host side is ours by its alias "weft:<endpoint id>", which is set in the same system call that
-// makes the link; Sweep deletes it with all of its insides. If the agent dies before the insides are
-// complete, the endpoint is either asked for again, and completed, or swept.
+// The host side is ours by its alias "weft:<endpoint id>"; Sweep deletes it with all of its insides. If the agent dies
+// before the alias is set, the link is known by our group and MAC and by having no alias; if it dies before the
+// insides are complete, the endpoint is either asked for again, and completed, or swept.
 func (a *apply) setPodLink(l *plan.PodLink) error {
 	err := a.createPodLink(l)
-	if !isErrno(err, unix.EEXIST) {
+	if !errors.Is(err, errNameTaken) {
 		return err
 	}
-	host, found := a.nl.link(l.HostIf)
+	host, err := a.nl.link(l.HostIf)
 	switch {
-	case found != nil:
-		return fmt.Errorf("find link %s: %w", l.HostIf, found)
+	case err != nil:
+		return fmt.Errorf("find link %s: %w", l.HostIf, err)
 	case host == nil:
 		return fmt.Errorf("make link %s: interface %s exists already in %s", l.HostIf, l.IfName, l.Netns)
 	case !host.ours() || host.kind != "veth":
@@ -49,52 +55,49 @@ func (a *apply) setPodLink(l *plan.PodLink) error {
 	if err := a.drop(host); err != nil {
 		return err
 	}
-	return a.createPodLink(l)
+	if err := a.createPodLink(l); err != nil {
+		return fmt.Errorf("make link %s anew: %w", l.HostIf, err)
+	}
+	return nil
 }
 
-// createPodLink makes the pair; it leaves nothing behind if it fails.
+// createPodLink makes the pair; it leaves nothing behind if it fails. A name that exists is errNameTaken.
 func (a *apply) createPodLink(l *plan.PodLink) error {
 	ns, err := openNetns(l.Netns)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(ns)
-	rep := a.nl.do(
-		vethRequest(l, ns),
-		named(l.HostIf, 0).text(unix.IFLA_IFALIAS, podAlias(l)),
-		a.hostConf(l),
-		noAddrGenNamed(l.HostIf),
-		named(l.HostIf, unix.IFF_UP),
-		getLinkRequest(0, l.HostIf),
-	)
-	if err := rep[0].err; err != nil {
+	// Nothing but a question may follow in the same batch: the kernel would go on after a failure and change the
+	// link that has the name.
+	rep := a.nl.do(vethRequest(l, ns), getLinkRequest(0, l.HostIf))
+	switch err := rep[0].err; {
+	case isErrno(err, unix.EEXIST):
+		return errNameTaken
+	case err != nil:
 		return fmt.Errorf("make link %s with %s in %s: %w", l.HostIf, l.IfName, l.Netns, err)
+	case rep[1].err != nil:
+		return fmt.Errorf("find the new link %s: %w", l.HostIf, rep[1].err)
 	}
-	var host *link
-	for _, i := range []int{1, 2, 4, 5} { // 3 fails where IPv6 is off
-		if err = rep[i].err; err != nil {
-			err = fmt.Errorf("set up link %s: %w", l.HostIf, err)
-			break
-		}
-	}
-	if err == nil {
-		host = parseLink(rep[5].msgs[0])
-		a.index[l.HostIf] = host.index
-		err = a.finishPodLink(l, host, ns)
-	}
-	if err != nil {
-		delete(a.index, l.HostIf)
-		undo := a.nl.one(named(l.HostIf, 0).asDelete()).err
-		if gone(undo) {
-			undo = nil // with the pod's namespace, most likely
-		}
-		return errors.Join(err, undo)
+	host := parseLink(rep[1].msgs[0])
+	a.index[l.HostIf] = host.index
+	if err := a.finishPodLink(l, host, ns); err != nil {
+		return errors.Join(err, a.drop(host))
 	}
 	return nil
 }
 
-// finishPodLink does what needs the link's indexes.
+// finishPodLink configures both ends of a new pair.
 func (a *apply) finishPodLink(l *plan.PodLink, host *link, ns int) error {
+	rep := a.nl.do(
+		setLink(host.index, 0).text(unix.IFLA_IFALIAS, podAlias(l)),
+		noAddrGen(host.index),
+		hostConf(host.index, a.localnet(l)),
+		setLink(host.index, unix.IFF_UP),
+	)
+	if err := errors.Join(rep[0].err, rep[2].err, rep[3].err); err != nil { // rep[1] fails where IPv6 is off
+		return fmt.Errorf("set up link %s: %w", l.HostIf, err)
+	}
 	if err := a.d.here(func() error { return refuseAdvertisements(l.HostIf) }); err != nil {
 		return err
 	}
@@ -140,44 +143,44 @@ func vethRequest(l *plan.PodLink, ns int) *request {
 	})
 }
 
-// named starts a change of an interface that is known by its name.
-func named(name string, flags uint32) *request {
-	return setLink(0, flags).text(unix.IFLA_IFNAME, name)
-}
-
-// asDelete turns a change of a link into its deletion.
-func (r *request) asDelete() *request {
-	del := newRequest(unix.RTM_DELLINK, 0, nil)
-	del.raw(r.buf[headerLen:])
-	return del
-}
-
-func noAddrGenNamed(name string) *request { return noAddrGen(0).text(unix.IFLA_IFNAME, name) }
-
-// hostConf sets what IPv4 needs of the host side. Forwarding is per device and a "default" of 0 must not
-// cut pods off. Reverse path filtering follows "all": routes to pods are symmetric, so strict is safe as
-// well. A pod with host ports may send answers to 127.0.0.1 (see hostPorts in datapath/nft, which
-// drops everything else from pods to 127.0.0.0/8 before the pod exists).
-func (a *apply) hostConf(l *plan.PodLink) *request {
-	localnet := 0
+// localnet reports whether a pod may answer to 127.0.0.1 because it has host ports: see the chain "guard" of
+// datapath/nft, which drops everything else from pods to 127.0.0.0/8 and is there before the pod runs.
+func (a *apply) localnet(l *plan.PodLink) bool {
 	for h := range plan.All[*plan.HostPort](a.want, plan.KindHostPort) {
 		if h.Owner() == l.Owner() && netset.Of(h.Pod.Addr()) == netset.V4 {
-			localnet = 1
-			break
+			return true
 		}
 	}
-	r := named(l.HostIf, 0)
+	return false
+}
+
+// hostConf sets what IPv4 needs of the host side. Forwarding is per device, and a "default" of 0 must not
+// cut pods off. Reverse path filtering follows "all": routes to pods are symmetric, so strict is safe as well.
+func hostConf(index int, localnet bool) *request {
+	r := setLink(index, 0)
 	return r.nest(unix.IFLA_AF_SPEC, func() {
 		r.nest(unix.AF_INET, func() {
 			r.nest(unix.IFLA_INET_CONF, func() {
-				r.u32(confForwarding, 1).u32(confSendRedirects, 0).u32(confRPFilter, 0).u32(confRouteLocalnet, localnet)
+				for _, c := range wantedConf(localnet) {
+					r.u32(c.id, c.value)
+				}
 			})
 		})
 	})
 }
 
-// errWrongPeer: the other end of a link is not where it belongs.
-var errWrongPeer = errors.New("the other end is elsewhere") //nolint:gochecknoglobals // a sentinel
+type conf struct {
+	id    uint16
+	value int
+}
+
+func wantedConf(localnet bool) []conf {
+	out := []conf{{confForwarding, 1}, {confSendRedirects, 0}, {confRPFilter, 0}, {confRouteLocalnet, 0}}
+	if localnet {
+		out[3].value = 1
+	}
+	return out
+}
 
 // repairPodLink puts right what is wrong of an existing link and leaves alone what is right.
 func (a *apply) repairPodLink(l *plan.PodLink, host *link) error {
@@ -205,7 +208,10 @@ func (a *apply) repairPodLink(l *plan.PodLink, host *link) error {
 }
 
 func (a *apply) repairHost(l *plan.PodLink, host *link) error {
-	todo := []*request{a.hostConf(l)}
+	var todo []*request
+	if localnet := a.localnet(l); !host.hasConf(wantedConf(localnet)) {
+		todo = append(todo, hostConf(host.index, localnet))
+	}
 	if host.mac != model.GatewayMAC {
 		todo = append(todo, setLink(host.index, 0).bytes(unix.IFLA_ADDRESS, model.GatewayMAC[:]...))
 	}
@@ -219,9 +225,9 @@ func (a *apply) repairHost(l *plan.PodLink, host *link) error {
 		todo = append(todo, setLink(host.index, 0).u32(unix.IFLA_MASTER, 0))
 	}
 	if !host.up {
-		todo = append(todo, setLink(host.index, unix.IFF_UP))
+		todo = append(todo, noAddrGen(host.index), setLink(host.index, unix.IFF_UP))
 	}
-	if err := first(a.nl.do(todo...)); err != nil {
+	if err := first(a.nl.do(todo...)); err != nil && !isErrno(err, unix.EAFNOSUPPORT) {
 		return fmt.Errorf("repair link %s: %w", l.HostIf, err)
 	}
 	if err := a.d.here(func() error { return refuseAdvertisements(l.HostIf) }); err != nil {

@@ -93,7 +93,7 @@ func (a *apply) shape(nl *conn, dev *link, rate model.Rate, mtu int) error {
 // hasBucket reports whether a device's root is this bucket. The kernel does not tell the burst in bytes but the time that it
 // takes, in ticks of 64 ns.
 func (c *conn) hasBucket(index int, b bucket) bool {
-	r := newRequest(unix.RTM_GETQDISC, 0, tcmsg(index, tcHandle))
+	r := newRequest(unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(index, tcHandle)) // without it, only listeners are told
 	r.answer = true
 	rep := c.one(r)
 	if rep.err != nil || len(rep.msgs[0]) < 20 {

@@ -63,7 +63,8 @@ func (d *Driver) look(events []event, all bool, changed func(plan.Key, string)) 
 
 // touched is what events were about.
 type touched struct {
-	links, lost map[string]bool // names of links that changed; of those that went down or away
+	links, lost map[string]bool // names of links that changed; of those that were down or away, if only for a moment
+	up          map[string]bool // names of links that were up in the end
 	dsts        map[netip.Prefix]bool
 	neighs      map[netip.Addr]bool
 	addrs       map[netip.Addr]bool
@@ -73,14 +74,15 @@ type touched struct {
 // touched reads events; nil if they are about nothing of interest.
 func (d *Driver) touched(events []event) *touched {
 	t := &touched{
-		links: map[string]bool{}, lost: map[string]bool{}, dsts: map[netip.Prefix]bool{}, neighs: map[netip.Addr]bool{}, addrs: map[netip.Addr]bool{},
+		links: map[string]bool{}, lost: map[string]bool{}, up: map[string]bool{}, dsts: map[netip.Prefix]bool{}, neighs: map[netip.Addr]bool{}, addrs: map[netip.Addr]bool{},
 	}
 	for _, e := range events {
 		switch e.typ {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 			if l := parseLink(e.body); l != nil && e.body[0] == unix.AF_UNSPEC {
 				t.links[l.name] = true
-				t.lost[l.name] = t.lost[l.name] || !l.up || e.typ == unix.RTM_DELLINK
+				t.up[l.name] = l.up && e.typ == unix.RTM_NEWLINK
+				t.lost[l.name] = t.lost[l.name] || !t.up[l.name]
 			}
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			if r := parseRoute(e.body); r.table == unix.RT_TABLE_MAIN {
@@ -142,7 +144,7 @@ func (d *Driver) revive(t *touched) []finding {
 		switch {
 		case src.IsValid() && t.addrs[src]:
 			out = append(out, finding{k, fmt.Sprintf("address %s of %s changed", src, dev)})
-		case t.links[dev] && !t.lost[dev]:
+		case t.up[dev]:
 			out = append(out, finding{k, fmt.Sprintf("link %s came up", dev)})
 		default:
 			continue

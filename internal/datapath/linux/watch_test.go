@@ -87,14 +87,14 @@ func within(t *testing.T, what string, ok func() error) {
 
 func TestWatchRepairs(t *testing.T) {
 	n, pod, peer := newNode(t), testkit.New(t), testkit.New(t)
-	testkit.Veth(t, n.Netns, "eth0", []string{"192.0.2.1/24", "fd99::1/64"}, peer, "eth0", []string{"192.0.2.2/24", "fd99::2/64"})
+	testkit.Veth(t, n.Netns, "eth0", []string{"198.51.100.1/24", "fd98::1/64"}, peer, "eth0", []string{"198.51.100.2/24", "fd98::2/64"})
 	l := podLink(pod, 1)
 	overlay := &plan.Overlay{Name: "weft-vxlan", MAC: model.GatewayMAC, MTU: 1450, Port: 18472}
 	n.apply(overlay)
 	n.apply(podRows(l)...)
-	for i, a := range addrs("192.0.2.2", "fd99::2") {
+	for i, a := range addrs("198.51.100.2", "fd98::2") {
 		n.apply(
-			&plan.Route{Dst: netset.Host(addrs("10.8.0.1", "fd08::1")[i]), Dev: "weft-vxlan", Src: addrs("192.0.2.1", "fd99::1")[i], MTU: 1400},
+			&plan.Route{Dst: netset.Host(addrs("10.8.0.1", "fd08::1")[i]), Dev: "weft-vxlan", Src: addrs("198.51.100.1", "fd98::1")[i], MTU: 1400},
 			&plan.Route{Dst: netset.Host(addrs("10.8.0.2", "fd08::2")[i]), Dev: "eth0", Via: a},
 			&plan.Rule{Family: netset.Families()[i].String(), Priority: 32766, Table: 254},
 			&plan.Sysctl{Path: "net/ipv4/conf/all/rp_filter", Value: "0"},
@@ -132,8 +132,8 @@ func TestWatchRepairs(t *testing.T) {
 		{"sysctl -q net.ipv4.ip_forward=0", "sysctl net/ipv4/ip_forward was changed to 0"},
 		{"sysctl -q net.ipv6.conf.all.forwarding=0", "sysctl net/ipv6/conf/all/forwarding was changed to 0"},
 		{"sysctl -q net.ipv4.conf.all.rp_filter=1", "sysctl net/ipv4/conf/all/rp_filter was changed to 1"},
-		{"ip addr del 192.0.2.1/24 dev eth0; ip addr add 192.0.2.1/24 dev eth0", "route 10.8.0.1/32 dev weft-vxlan was deleted"},
-		{"ip link set eth0 down; ip link set eth0 up; ip addr replace fd99::1/64 dev eth0 nodad", "dev eth0 was deleted"},
+		{"ip addr del 198.51.100.1/24 dev eth0; ip addr add 198.51.100.1/24 dev eth0", "route 10.8.0.1/32 dev weft-vxlan was deleted"},
+		{"ip link set eth0 down; ip link set eth0 up; ip addr replace fd98::1/64 dev eth0 nodad", "dev eth0 was deleted"},
 	} {
 		r.words()
 		n.Run(t, "sh", "-c", c.disturb)
