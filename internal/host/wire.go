@@ -1,6 +1,7 @@
 package host
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -35,7 +36,13 @@ func (h *Host) AddBridge(name string, mtu int, addrs ...netip.Prefix) error {
 		return nil
 	}
 	off := false
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}, MulticastSnooping: &off}
+	// Without an address of its own a bridge takes one of its ports', and another when ports come and go, of
+	// which its neighbours are not told.
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 0}
+	if _, err := rand.Read(mac[1:]); err != nil {
+		return err
+	}
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu, HardwareAddr: mac}, MulticastSnooping: &off}
 	if err := nl.LinkAdd(br); err != nil {
 		return fmt.Errorf("create bridge %s on %s: %w", name, h.spec.Name, err)
 	}
