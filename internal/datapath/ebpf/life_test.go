@@ -67,7 +67,7 @@ func stream(t *testing.T, from, to place, f netset.Family) (stop func() int) {
 		pc, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.addr(f), 0)))
 		return err
 	})
-	c, err := dial(t, from, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
+	c, err := dial(t, from, to, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
 	if err != nil {
 		t.Fatal(err)
 	}

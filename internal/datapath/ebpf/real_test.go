@@ -3,6 +3,8 @@ package ebpf
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -244,4 +246,88 @@ func TestShaped(t *testing.T) {
 			t.Errorf("the queue passed %d bytes, want all of what the pod received:\n%s", bytes, out)
 		}
 	})
+}
+
+// TestForwardingPod: a pod sends on what came to it through the tunnel, to a pod of another node. The packet still bears
+// the marks of its first tunnel, and the kernel refuses to push a second header: the device does it.
+func TestForwardingPod(t *testing.T) {
+	for _, outer := range netset.Families() {
+		t.Run("over"+outer.String(), func(t *testing.T) {
+			a, b, p, q := tunnelled(t, outer)
+			r := a.addPod(tunnelMTU(outer))
+			a.apply()
+			hello(t, r)
+			for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+				q.ns.Sysctl(t, path, "1")
+			}
+			for i, word := range []string{"ip", "ip6"} {
+				q.ns.Run(t, "nft", fmt.Sprintf("add table %[1]s f; add chain %[1]s f pre { type nat hook prerouting priority -100; }; "+
+					"add chain %[1]s f post { type nat hook postrouting priority 100; }; add rule %[1]s f pre meta l4proto { tcp, udp } dnat to %[2]s; "+
+					"add rule %[1]s f post oifname eth0 masquerade", word, r.addrs[i]))
+			}
+			for _, f := range netset.Families() {
+				if err := ask(t, p, netip.AddrPortFrom(q.addr(f), 80)); err != nil {
+					t.Errorf("%s: %v\n%s\n%s", f, err, a.dump(), b.dump())
+				}
+				via := &through{place: r, hop: q}
+				transfer(t, p, via, f, 8<<20)
+				echoes(t, p, via, f, 1200, 20)
+			}
+			b.counted(t, "tunnel_device", 100)
+		})
+	}
+}
+
+// through is a place that is reached by another one's address.
+type through struct {
+	place
+	hop place
+}
+
+func (v *through) reachedAt(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(v.hop.addr(netset.Of(a.Addr())), a.Port())
+}
+
+// TestWire: frames of the underlay's MTU with finished checksums, as a network card sends and receives them.
+func TestWire(t *testing.T) {
+	for _, outer := range netset.Families() {
+		t.Run("over"+outer.String(), func(t *testing.T) {
+			a, b, p, q := tunnelled(t, outer)
+			for _, n := range []*node{a, b} {
+				n.ns.Run(t, "ethtool", "-K", uplink, "tx", "off", "tso", "off", "gso", "off", "tx-udp_tnl-segmentation", "off", "gro", "on")
+			}
+			talk(t, p, q)
+			talk(t, p, b)
+			for _, n := range []*node{a, b} {
+				n.never(t, "drop_not_ip", "drop_spoof")
+			}
+			for _, x := range []*pod{p, q} {
+				for _, proto := range []string{"Tcp:", "Udp:", "Ip:"} {
+					if bad := x.snmp(t, proto, "InCsumErrors"); bad > 0 {
+						t.Errorf("the pod on node %d saw %d %s checksum errors", x.node.id, bad, proto)
+					}
+				}
+			}
+		})
+	}
+}
+
+// snmp reads a counter of /proc/net/snmp.
+func (p *pod) snmp(t *testing.T, proto, name string) int {
+	t.Helper()
+	var names []string
+	for line := range strings.Lines(p.ns.Run(t, "cat", "/proc/net/snmp")) {
+		words := strings.Fields(line)
+		switch {
+		case words[0] != proto:
+		case names == nil:
+			names = words
+		default:
+			if i := slices.Index(names, name); i >= 0 {
+				v, _ := strconv.Atoi(words[i])
+				return v
+			}
+		}
+	}
+	return 0
 }

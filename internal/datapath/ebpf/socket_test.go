@@ -45,7 +45,11 @@ func serve(t *testing.T, p place, f netset.Family) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
-func dial(t testing.TB, from place, network string, to netip.AddrPort) (c net.Conn, err error) {
+// dial connects to a socket of a place.
+func dial(t testing.TB, from, dest place, network string, to netip.AddrPort) (c net.Conn, err error) {
+	if v, ok := dest.(*through); ok {
+		to = v.reachedAt(to)
+	}
 	from.netns().Do(t, func() { c, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, to.String()) })
 	return c, err
 }
@@ -53,7 +57,7 @@ func dial(t testing.TB, from place, network string, to netip.AddrPort) (c net.Co
 // transfer sends size bytes over TCP and checks that the other side received just these.
 func transfer(t *testing.T, from, to place, f netset.Family, size int) {
 	t.Helper()
-	c, err := dial(t, from, "tcp", serve(t, to, f))
+	c, err := dial(t, from, to, "tcp", serve(t, to, f))
 	if err != nil {
 		t.Fatalf("%s: %v\n%s\n%s", f, err, from.dump(), to.dump())
 	}
@@ -103,7 +107,7 @@ func udpEcho(t *testing.T, from, to place, f netset.Family, size, n int) error {
 			_, _ = pc.WriteTo(buf[:n], a)
 		}
 	}()
-	c, err := dial(t, from, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
+	c, err := dial(t, from, to, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
 	if err != nil {
 		return err
 	}
@@ -137,7 +141,7 @@ func segments(t *testing.T, from, to place, f netset.Family, size int) {
 	})
 	defer pc.Close()
 	_ = pc.SetReadBuffer(4 << 20)
-	c, err := dial(t, from, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
+	c, err := dial(t, from, to, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +218,7 @@ func discover(t *testing.T, from, to place, f netset.Family, size int) int {
 	if f == netset.V6 {
 		level, discoverOpt, do, mtuOpt, header = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_MTU, 40
 	}
-	c, err := dial(t, from, "udp", netip.AddrPortFrom(to.addr(f), 9))
+	c, err := dial(t, from, to, "udp", netip.AddrPortFrom(to.addr(f), 9))
 	if err != nil {
 		t.Fatal(err)
 	}
