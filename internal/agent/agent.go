@@ -45,9 +45,8 @@ type Agent struct {
 	nft       *nft.Driver
 	ebpf      *ebpf.Driver
 	cni       *cni.Source
-	// cluster says what is wrong now with the source of the cluster's objects; set before anything is served.
-	cluster func() []string
-	ready   chan struct{} // closed when the agent can serve pods for the first time
+	cluster   cluster
+	ready     chan struct{} // closed when the agent can serve pods for the first time
 
 	mu       sync.Mutex
 	findings []string // guarded by mu: what is wrong on the host now
@@ -176,14 +175,20 @@ func (a *Agent) becomeReady(ctx context.Context) error {
 			swept = nil // closed for good
 		case <-complete:
 			complete = nil
+		case <-time.After(time.Second): // that the API server is away is in no table
 		}
 	}
 	a.tellFeatures()
-	a.cni.Swept()
 	if err := a.installPlugin(); err != nil {
 		return err
 	}
 	close(a.ready)
-	a.log.Info("ready: pods can be served", "after", time.Since(a.started).Round(time.Millisecond))
+	a.log.Info("ready: pods can be served", "after", time.Since(a.started).Round(time.Millisecond), "offline", a.cluster.offline())
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.loop.Swept():
+	}
+	a.cni.Swept()
 	return nil
 }

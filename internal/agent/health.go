@@ -14,18 +14,25 @@ import (
 
 	"weft/internal/model"
 	"weft/internal/plan"
+	"weft/internal/store"
 )
 
-// waiting lists what readiness waits for, in words; empty once pods can be served.
+// waiting lists what readiness waits for, in words; empty once pods can be served. Where the API server is away,
+// the objects that were known last are enough: the sweep waits for it, pods do not.
 func (a *Agent) waiting() []string {
 	var out []string
+	offline := a.cluster.offline()
 	for _, s := range a.store.Incomplete() {
-		out = append(out, "source "+s)
+		if !offline || s != a.cfg.Source.Type {
+			out = append(out, "source "+s)
+		}
 	}
 	select {
 	case <-a.loop.Swept():
 	default:
-		out = append(out, "the first pass over the kernel")
+		if !offline || a.untried() {
+			out = append(out, "the first pass over the kernel")
+		}
 	}
 	for _, r := range a.store.Rows(plan.KindProblem) {
 		if r.Row.Owner() == model.ConfigKey() {
@@ -33,6 +40,18 @@ func (a *Agent) waiting() []string {
 		}
 	}
 	return out
+}
+
+// untried reports whether a row has not been handed to its driver yet.
+func (a *Agent) untried() bool {
+	for _, k := range plan.Kinds() {
+		for _, r := range a.store.Rows(k) {
+			if r.Status == store.Pending && r.Tries == 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // serveHTTP serves /metrics, /healthz and /readyz until ctx ends.

@@ -141,6 +141,15 @@ func (a *Agent) startDevices() {
 	})
 }
 
+// cluster is how the source of the cluster's objects is. The zero value is a source that is well; it is set
+// before anything asks.
+type cluster struct {
+	problems func() []string // what is wrong now
+	away     func() bool     // the API server is away, and what it last said is used
+}
+
+func (c cluster) offline() bool { return c.away != nil && c.away() }
+
 // startCluster starts the source of the cluster's objects, and serves what was last known until it answers.
 func (a *Agent) startCluster() error {
 	live := a.store.Writer(a.cfg.Source.Type)
@@ -157,7 +166,7 @@ func (a *Agent) startCluster() error {
 	a.group.Go("cache", func(ctx context.Context) error { return cached.Keep(ctx, a.store.Snapshot, a.store.WatchKind) })
 	if a.cfg.Source.Type == "file" {
 		src := file.New(a.cfg.Source.Dir, live, complete, a.incidents.add, a.log)
-		a.cluster = src.Problems
+		a.cluster = cluster{problems: src.Problems}
 		a.group.Go("source file", src.Run)
 		return nil
 	}
@@ -170,7 +179,7 @@ func (a *Agent) startCluster() error {
 		return err
 	}
 	a.cni.PodByName = src.PodByName
-	a.cluster = src.Problems
+	a.cluster = cluster{problems: src.Problems, away: func() bool { return src.Away() && cached.Serving() }}
 	a.group.Go("source kube", src.Run)
 	return nil
 }

@@ -19,8 +19,8 @@ func (a *Agent) status() api.Status {
 		Pools: a.pools(), Rows: map[string]int{}, Counters: a.ebpf.Stats(),
 	}
 	s.Ready = len(s.Waiting) == 0
-	if a.cluster != nil {
-		s.Problems = append(s.Problems, a.cluster()...)
+	if a.cluster.problems != nil {
+		s.Problems = append(s.Problems, a.cluster.problems()...)
 	}
 	snap := a.store.Snapshot()
 	if dev, addrs, err := route.Underlay(snap); err == nil {

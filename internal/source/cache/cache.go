@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weft/internal/model"
@@ -187,8 +188,9 @@ type Source struct {
 	log   *slog.Logger
 	pause time.Duration // least time between two writes of the file
 
-	once sync.Once
-	live chan struct{} // closed by Withdraw
+	once     sync.Once
+	live     chan struct{} // closed by Withdraw
+	restored atomic.Bool   // objects of Restore are in the store
 
 	saved   [sha256.Size]byte // digest of the file; of Keep
 	failing bool              // the last Save failed; of Keep
@@ -206,6 +208,7 @@ func (s *Source) Restore() error {
 		return err
 	}
 	s.w.Upsert(objs...)
+	s.restored.Store(true)
 	s.log.Info("restored the last known objects", "count", len(objs))
 	return nil
 }
@@ -217,9 +220,13 @@ func (s *Source) Withdraw() {
 		for _, k := range Kinds() {
 			s.w.Replace(k, nil)
 		}
+		s.restored.Store(false)
 		close(s.live)
 	})
 }
+
+// Serving reports whether restored objects are in the store.
+func (s *Source) Serving() bool { return s.restored.Load() }
 
 // Keep saves what the store holds until ctx ends, and then once more: when it has changed, at most once a minute, and
 // not before Withdraw, since what is not complete is worth less than what is on disk. Changed returns a channel

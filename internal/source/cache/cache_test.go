@@ -163,7 +163,7 @@ func TestColdStart(t *testing.T) {
 		}
 		return strings.Join(out, " ")
 	}
-	if names() != "goneb n1b" {
+	if names() != "goneb n1b" || !c.Serving() {
 		t.Errorf("without the API server: %s", names())
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -178,6 +178,9 @@ func TestColdStart(t *testing.T) {
 	}
 	c.Withdraw()
 	c.Withdraw()
+	if c.Serving() {
+		t.Error("serving what was withdrawn")
+	}
 	file := func() string {
 		objs, err := Load(dir)
 		if err != nil {

@@ -181,6 +181,11 @@ func (s *Source) Status() []Status {
 	return out
 }
 
+// Away reports whether some kind has never been received and cannot be now.
+func (s *Source) Away() bool {
+	return slices.ContainsFunc(s.Status(), func(st Status) bool { return !st.Synced && st.Err != nil })
+}
+
 // Problems says what is wrong now: watches that do not stand, and objects that were not understood.
 func (s *Source) Problems() []string {
 	var out []string

@@ -324,9 +324,15 @@ func TestServerAwayAtStart(t *testing.T) {
 		t.Fatal("complete without having seen anything")
 	default:
 	}
+	if !r.Away() {
+		t.Error("not away")
+	}
 	f.fail(nil)
 	awaitClosed(t, r.complete)
 	r.await(t, "nodes/n1")
+	if r.Away() {
+		t.Error("away although complete")
+	}
 }
 
 func TestMalformedObjectIsReportedOnce(t *testing.T) {
