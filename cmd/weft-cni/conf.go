@@ -40,9 +40,10 @@ type netConf struct {
 			IPs []string `json:"ips"`
 		} `json:"cni"`
 	} `json:"args"`
-	DNS   json.RawMessage  `json:"dns"`
-	Prev  json.RawMessage  `json:"prevResult"`
-	Valid []api.Attachment `json:"cni.dev/valid-attachments"`
+	DNS  json.RawMessage `json:"dns"`
+	Prev json.RawMessage `json:"prevResult"`
+	// Valid is raw because a list that is null is an empty one, and a list that is missing is not.
+	Valid json.RawMessage `json:"cni.dev/valid-attachments"`
 }
 
 // portMapping and bandwidth are as wide as the runtime's, so that what does not fit is named.

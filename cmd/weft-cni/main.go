@@ -218,9 +218,13 @@ func (p *plugin) check() error {
 }
 
 func (p *plugin) gc() error {
-	req := api.GCRequest{Network: p.conf.Name, Valid: p.conf.Valid}
-	if req.Valid == nil {
-		return api.Errorf(api.CodeInvalidConfig, `"cni.dev/valid-attachments" is missing: without it, everything would be stale`)
+	const field = "cni.dev/valid-attachments"
+	req := api.GCRequest{Network: p.conf.Name}
+	if p.conf.Valid == nil {
+		return api.Errorf(api.CodeInvalidConfig, "%q is missing: without it, everything would be stale", field)
+	}
+	if err := json.Unmarshal(p.conf.Valid, &req.Valid); err != nil {
+		return api.Errorf(api.CodeDecode, "%q: %v", field, err)
 	}
 	return away(p.call(30*time.Second, api.MethodCNIGC, req, nil), api.CodeTryAgain)
 }

@@ -214,6 +214,7 @@ func TestErrors(t *testing.T) {
 		"STATUS in 1.0.0":     {cniEnv("STATUS"), good, 1, "STATUS came with CNI 1.1.0"},
 		"GC in 1.0.0":         {cniEnv("GC"), good, 1, "GC"},
 		"GC without list":     {cniEnv("GC"), conf("1.1.0", a.socket), 7, "valid-attachments"},
+		"GC list is a word":   {cniEnv("GC"), conf("1.1.0", a.socket, `"cni.dev/valid-attachments":"all"`), 6, "valid-attachments"},
 		"version is a number": {cniEnv("ADD"), `{"cniVersion":1}`, 6, "cniVersion"},
 		"socket is a list":    {cniEnv("ADD"), more(`"name":["x"]`), 6, "name"},
 		"ips is a string":     {cniEnv("ADD"), more(`"runtimeConfig":{"ips":"10.0.0.1"}`), 6, "runtimeConfig.ips"},
