@@ -89,7 +89,7 @@ func echoes(t *testing.T, from, to place, f netset.Family, size, n int) {
 	}
 }
 
-func udpEcho(t *testing.T, from, to place, f netset.Family, size, n int) error {
+func udpEcho(t testing.TB, from, to place, f netset.Family, size, n int) error {
 	t.Helper()
 	var pc net.PacketConn
 	within(t, to.netns(), func() (err error) {
