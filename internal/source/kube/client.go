@@ -125,7 +125,11 @@ func (c *client) get(ctx context.Context, path string, query url.Values, accept 
 	req.Header.Set("Accept", accept)
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, err // names method and URL
+		var long *url.Error // its text has the whole query
+		if errors.As(err, &long) {
+			err = long.Err
+		}
+		return nil, fmt.Errorf("API server %s: %w", c.base.Host, err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil

@@ -191,7 +191,7 @@ func (s *Source) Problems() []string {
 	var out []string
 	for _, st := range s.Status() {
 		if st.Err != nil {
-			out = append(out, fmt.Sprintf("API server, since %s: %v", st.Since.Format(time.TimeOnly), st.Err))
+			out = append(out, fmt.Sprintf("%v (since %s)", st.Err, st.Since.Format(time.TimeOnly)))
 		}
 	}
 	s.mu.Lock()
