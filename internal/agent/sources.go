@@ -248,7 +248,8 @@ func (a *Agent) follow(ctx context.Context, m *mesh.Mesh) error {
 	}
 }
 
-// examine looks for what is wrong on the host and not ours to change: at the start, and every minute.
+// examine looks for what is wrong on the host and not ours to change: at the start, when any firewall rule
+// changed, and every minute; but no more often than every five seconds, since others may change theirs all the time.
 func (a *Agent) examine(ctx context.Context) error {
 	for {
 		var found []string
@@ -274,6 +275,12 @@ func (a *Agent) examine(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-time.After(5 * time.Second):
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.nft.Changed():
 		case <-time.After(time.Minute):
 		}
 	}

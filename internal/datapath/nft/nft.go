@@ -30,6 +30,7 @@ type Driver struct {
 	log *slog.Logger
 	// forget drops the host's connection tracking entries toward a pod whose host port went away or moved; may be nil.
 	forget func(protocol string, pod netip.Addr) error
+	others chan struct{} // holds one token when any table has changed
 
 	mu   sync.Mutex
 	conn *nftables.Conn // guarded by mu
@@ -47,7 +48,7 @@ func New(log *slog.Logger, forget func(protocol string, pod netip.Addr) error) (
 	if _, err := conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
 		return nil, fmt.Errorf("nf_tables does not answer (is it in this kernel?): %w", err)
 	}
-	return &Driver{log: log, conn: conn, forget: forget}, nil
+	return &Driver{log: log, conn: conn, forget: forget, others: make(chan struct{}, 1)}, nil
 }
 
 // Features says which way of protecting the table is in force.
@@ -137,6 +138,9 @@ func (d *Driver) rebuild(e elements) error {
 	return nil
 }
 
+// Changed has a token when any table of the host, ours or another's, changed since the last one was taken. It needs Watch.
+func (d *Driver) Changed() <-chan struct{} { return d.others }
+
 // Watch reports rows whose kernel state somebody else changed, until ctx ends.
 func (d *Driver) Watch(ctx context.Context, changed func(k plan.Key, what string)) error {
 	conn, err := nftables.New()
@@ -161,6 +165,10 @@ func (d *Driver) Watch(ctx context.Context, changed func(k plan.Key, what string
 		case _, ok := <-events:
 			if !ok {
 				return fmt.Errorf("the watch of nf_tables ended")
+			}
+			select {
+			case d.others <- struct{}{}:
+			default:
 			}
 		}
 	}

@@ -1,0 +1,211 @@
+//go:build behaviour
+
+// Package behaviour proves what users are promised on whole nodes: real agents, the real plugin and real
+// packets in a lab of namespaces. It tests no package by itself; run it with `make test`, or
+// `go test -tags behaviour ./test/behaviour` as root.
+package behaviour
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// programs are built once for all tests.
+var programs = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "weft-behaviour-")
+	if err != nil {
+		return "", err
+	}
+	for name, pkg := range map[string]string{"weft": "./cmd/weft", "weft-cni": "./cmd/weft-cni", "traffic": "./test/e2e/traffic"} {
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version=N", "-o", filepath.Join(dir, name), pkg)
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+		}
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if dir, err := programs(); err == nil {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// lab is one running lab.
+type lab struct {
+	*testing.T
+	name, bin string
+}
+
+// up starts a lab that ends with the test.
+func up(t *testing.T, args ...string) *lab {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	bin, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{t, strings.ToLower(strings.NewReplacer("Test", "b-", "/", "-").Replace(t.Name())), bin}
+	t.Cleanup(func() {
+		if t.Failed() {
+			for _, n := range []string{"node1", "node2"} {
+				out, _ := l.try("node", n, "agent", "logs")
+				t.Logf("agent of %s:\n%s", n, tail(out))
+			}
+		}
+		l.run("down")
+	})
+	l.run("up", args...)
+	return l
+}
+
+func tail(s string) string {
+	lines := strings.Split(s, "\n")
+	return strings.Join(lines[max(0, len(lines)-25):], "\n")
+}
+
+// command is `weft lab VERB --name LAB …`.
+func (l *lab) command(verb string, args ...string) *exec.Cmd {
+	return exec.Command(filepath.Join(l.bin, "weft"), append([]string{"lab", verb, "--name", l.name}, args...)...)
+}
+
+func (l *lab) try(verb string, args ...string) (string, error) {
+	cmd := l.command(verb, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("weft lab %s %v: %w: %s", verb, args, err, errs.String())
+	}
+	return out.String(), nil
+}
+
+func (l *lab) run(verb string, args ...string) string {
+	l.Helper()
+	out, err := l.try(verb, args...)
+	if err != nil {
+		l.Error(err)
+	}
+	return out
+}
+
+// node runs a command on a node.
+func (l *lab) node(node string, args ...string) string {
+	l.Helper()
+	return l.run("node", append([]string{node, "--"}, args...)...)
+}
+
+// pods starts one traffic server a line "name node [hostPort]" and waits for them.
+func (l *lab) pods(lines ...string) {
+	l.Helper()
+	var b strings.Builder
+	for _, line := range lines {
+		f := strings.Fields(line)
+		port := ""
+		if len(f) > 2 {
+			port = ", hostPort: " + f[2]
+		}
+		fmt.Fprintf(&b, `---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: default}
+spec:
+  nodeName: %s
+  containers: [{name: c, image: none, command: [%s, serve, "7"], ports: [{containerPort: 7%s}, {containerPort: 7, protocol: UDP%s}]}]
+`, f[0], f[1], "/opt/weft/bin/traffic", port, port)
+	}
+	cmd := l.command("apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(b.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		l.Fatalf("apply: %v\n%s", err, out)
+	}
+}
+
+// addrs returns a pod's addresses, IPv4 first.
+func (l *lab) addrs(pod string) []string {
+	l.Helper()
+	var p struct {
+		Status struct{ PodIPs []struct{ IP string } }
+	}
+	out := l.run("get", "pods", pod, "-o", "json")
+	if err := json.Unmarshal([]byte(out), &p); err != nil {
+		l.Fatalf("pod %s: %v\n%s", pod, err, out)
+	}
+	var as []string
+	for _, ip := range p.Status.PodIPs {
+		as = append(as, ip.IP)
+	}
+	if len(as) == 0 {
+		l.Fatalf("pod %s has no address:\n%s", pod, out)
+	}
+	return as
+}
+
+// join writes an address and a port as a dialler wants them.
+func join(addr, port string) string {
+	if strings.Contains(addr, ":") {
+		return "[" + addr + "]:" + port
+	}
+	return addr + ":" + port
+}
+
+// report is what the traffic program says at the end.
+type report struct {
+	Flows, Messages int
+	Failed          []string
+	Lost            int
+	Gap             time.Duration
+}
+
+// stream keeps traffic going from a pod while do runs, and for a moment longer.
+func (l *lab) stream(pod string, conns int, d time.Duration, to []string, do func()) report {
+	l.Helper()
+	cmd := l.command("exec", append([]string{pod, "--", "/opt/weft/bin/traffic", "stream", fmt.Sprint(conns), d.String()}, to...)...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		l.Fatal(err)
+	}
+	dec := json.NewDecoder(out)
+	var ready struct{ Ready bool }
+	if err := dec.Decode(&ready); err != nil || !ready.Ready {
+		_ = cmd.Wait()
+		l.Fatalf("streams from %s to %v did not start: %v", pod, to, err)
+	}
+	do()
+	var r report
+	if err := dec.Decode(&r); err != nil {
+		l.Fatalf("no report of the streams from %s: %v", pod, err)
+	}
+	_ = cmd.Wait()
+	return r
+}
+
+// eventually polls until ok, and fails after the limit. It returns how long it took.
+func (l *lab) eventually(limit time.Duration, what string, ok func() bool) time.Duration {
+	l.Helper()
+	began := time.Now()
+	for !ok() {
+		if time.Since(began) > limit {
+			l.Errorf("%s: not within %s", what, limit)
+			return limit
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return time.Since(began)
+}

@@ -1,0 +1,134 @@
+//go:build behaviour
+
+package behaviour
+
+import (
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// maxGap is the longest silence that a flow may see while an agent comes and goes. The machine itself pauses tests that share
+// it, so a quiet run of the same length is measured beside it.
+const maxGap = 50 * time.Millisecond
+
+// flows are the ends of the streams of these tests: same node, other node, another node's host port, the outside.
+func (l *lab) flows() []string {
+	l.Helper()
+	var to []string
+	for _, p := range []string{"b", "c"} {
+		for _, a := range l.addrs(p) {
+			to = append(to, join(a, "7"))
+		}
+	}
+	for _, a := range strings.Fields(l.node("node2", "sh", "-c", "ip -o addr show dev eth0 scope global | awk '{print $4}' | cut -d/ -f1")) {
+		to = append(to, join(a, "8080"))
+	}
+	return append(to, "192.0.2.1:7007", "[2001:db8::1]:7007")
+}
+
+func (l *lab) outsideServer() {
+	cmd := l.command("node", "outside", "--", "/opt/weft/bin/traffic", "serve", "7007")
+	if err := cmd.Start(); err != nil {
+		l.Fatal(err)
+	}
+	l.Cleanup(func() { _ = cmd.Process.Signal(os.Interrupt); _ = cmd.Process.Kill(); _ = cmd.Wait() })
+}
+
+// TestAgentDeath is the heart of behaviour 2: 200 flows do not notice that agents are killed, restarted, terminated
+// and replaced by another version.
+func TestAgentDeath(t *testing.T) {
+	l := up(t, "--nodes", "2")
+	l.pods("a node1", "b node1", "c node2 8080")
+	l.outsideServer()
+	to := l.flows()
+	conns := 200/len(to) - 1
+	monitor := l.command("node", "node1", "--", "nft", "monitor", "destroy")
+	var destroyed strings.Builder
+	monitor.Stdout = &destroyed
+	if err := monitor.Start(); err != nil {
+		t.Fatal(err)
+	}
+	quiet := l.stream("a", conns, 5*time.Second, to, func() {})
+	version := func(v string) {
+		tmp := filepath.Join(l.bin, ".new")
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version="+v, "-o", tmp, "./cmd/weft")
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if err := os.Rename(tmp, filepath.Join(l.bin, "weft")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	version("N") // so that the builds below are quick
+	r := l.stream("a", conns, 25*time.Second, to, func() {
+		for range 10 {
+			for _, n := range []string{"node1", "node2"} {
+				l.run("node", n, "agent", "kill")
+			}
+			time.Sleep(time.Duration(200+rand.IntN(600)) * time.Millisecond)
+		}
+	})
+	_ = monitor.Process.Kill()
+	_ = monitor.Wait()
+	check(t, "20 kills", quiet, r)
+	if s := destroyed.String(); strings.Contains(s, "weft") {
+		t.Errorf("unchanged objects were deleted:\n%s", s)
+	}
+	version("N+1")
+	u := l.stream("a", conns, 20*time.Second, to, func() {
+		for _, v := range []string{"N+1", "N"} {
+			if v == "N" {
+				version("N")
+			}
+			for _, n := range []string{"node1", "node2"} {
+				l.run("node", n, "agent", "restart")
+				l.eventually(5*time.Second, "agent "+v+" on "+n, func() bool {
+					out, _ := l.try("node", n, "--", "weft", "status")
+					return strings.Contains(out, "version  "+v+"\n") || strings.Contains(strings.Join(strings.Fields(out), " "), "version "+v+" up")
+				})
+			}
+		}
+	})
+	check(t, "N, N+1, N", quiet, u)
+}
+
+func check(t *testing.T, what string, quiet, r report) {
+	t.Helper()
+	t.Logf("%-10s %d flows, %d messages, %d lost, longest silence %s (%s in a quiet run)", what, r.Flows, r.Messages, r.Lost, r.Gap, quiet.Gap)
+	if len(r.Failed) > 0 {
+		t.Errorf("%s: connections ended: %v", what, r.Failed)
+	}
+	if r.Lost > 0 {
+		t.Errorf("%s: %d datagrams lost", what, r.Lost)
+	}
+	if limit := max(maxGap, 2*quiet.Gap); r.Gap > limit {
+		t.Errorf("%s: a flow was silent for %s, more than %s", what, r.Gap, limit)
+	}
+}
+
+// TestColdStartAlone: the cluster's objects are gone (as with an API server that is away) and the agent starts anew: ADD and
+// DEL are served from what was last known, and running pods are untouched.
+func TestColdStartAlone(t *testing.T) {
+	l := up(t, "--nodes", "2")
+	l.pods("a node1", "c node2")
+	l.node("node1", "weft", "status")
+	l.eventually(70*time.Second, "the last known objects are on disk", func() bool {
+		out, _ := l.try("node", "node1", "--", "sh", "-c", "grep -l node2 /var/lib/weft/* 2>/dev/null")
+		return out != ""
+	})
+	l.node("node1", "sh", "-c", "mount -t tmpfs -o size=4k,mode=000 none /opt/weft/cluster || mkdir -p /run/none")
+	l.run("node", "node1", "agent", "kill")
+	l.eventually(5*time.Second, "the agent serves again", func() bool {
+		out, err := l.try("node", "node1", "--", "weft", "status")
+		return err == nil && strings.Contains(out, "node1")
+	})
+	if out, err := l.try("probe", "a", "c:7"); err != nil {
+		t.Errorf("running pods after a cold start: %v\n%s", err, out)
+	}
+}
