@@ -52,6 +52,8 @@ type Spec struct {
 	// It is for machines on which others work too. A busy loop under SCHED_FIFO keeps the kernel's own
 	// threads off its CPU: not for stream and udp-pps.
 	Priority int `json:"priority,omitempty"`
+	// Gaps is how many of the longest times without progress are kept; 0: 32.
+	Gaps int `json:"gaps,omitempty"`
 }
 
 // Defaults fills what is empty.
@@ -67,6 +69,9 @@ func (s *Spec) Defaults() {
 	}
 	if s.Mode != Flows {
 		s.Flows = 0
+	}
+	if s.Gaps == 0 {
+		s.Gaps = 32
 	}
 }
 
@@ -91,6 +96,8 @@ func (s *Spec) Validate() error {
 		return fmt.Errorf("priority: %d is not in -20..99", s.Priority)
 	case s.Priority > 0 && (s.Mode == Stream || s.Mode == UDPPPS):
 		return fmt.Errorf("priority: %d (SCHED_FIFO) would starve the kernel in mode %s", s.Priority, s.Mode)
+	case s.Gaps < 1 || s.Gaps > 1<<16:
+		return fmt.Errorf("gaps: %d is not in 1..65536", s.Gaps)
 	case s.ClientCPU < AnyCPU || s.ServerCPU < AnyCPU:
 		return fmt.Errorf("cpu: %d, %d: neither -1 nor a CPU", s.ClientCPU, s.ServerCPU)
 	}
@@ -146,7 +153,7 @@ type Result struct {
 	Latency   *Summary `json:"latency,omitempty"` // nil for stream and udp-pps
 	// Setup is how long opening all connections took, flows only.
 	Setup time.Duration `json:"setup,omitempty"`
-	// Longest are the longest times without progress, longest first, at most 32.
+	// Longest are the longest times without progress, longest first, at most Spec.Gaps.
 	Longest []Gap `json:"longest,omitempty"`
 	Client  Side  `json:"client"`
 	Server  Side  `json:"server"`

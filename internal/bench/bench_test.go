@@ -59,13 +59,13 @@ func TestHistogramBuckets(t *testing.T) {
 }
 
 func TestLongestKeepsTheLongest(t *testing.T) {
-	var l longest
+	l := longest{keep: 32}
 	start := time.Now()
 	for _, i := range rand.Perm(1000) {
 		l.add(time.Duration(i), start, time.Duration(i))
 	}
 	got := l.sorted()
-	if len(got) != gapsKept {
+	if len(got) != l.keep {
 		t.Fatalf("%d gaps", len(got))
 	}
 	for i, g := range got {
@@ -125,7 +125,7 @@ func TestMedianRatioLeavesOutHoles(t *testing.T) {
 }
 
 func TestSpecNamesTheField(t *testing.T) {
-	good := Spec{Mode: RR, Duration: time.Second, Size: 1, ClientCPU: AnyCPU, ServerCPU: AnyCPU}
+	good := Spec{Mode: RR, Duration: time.Second, Size: 1, Gaps: 1, ClientCPU: AnyCPU, ServerCPU: AnyCPU}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -136,6 +136,7 @@ func TestSpecNamesTheField(t *testing.T) {
 		"size:":     func(s *Spec) { s.Size = 0 },
 		"flows:":    func(s *Spec) { s.Mode = Flows },
 		"buffer:":   func(s *Spec) { s.Buffer = -1 },
+		"gaps:":     func(s *Spec) { s.Gaps = -1 },
 		"priority:": func(s *Spec) { s.Priority = 100 },
 		"cpu:":      func(s *Spec) { s.ServerCPU = -2 },
 	} {

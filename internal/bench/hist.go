@@ -92,19 +92,18 @@ func (h *Histogram) Summary() *Summary {
 
 // longest keeps the longest gaps seen.
 type longest struct {
-	gaps  []Gap // unordered, never more than gapsKept
+	keep  int   // how many
+	gaps  []Gap // unordered, never more than keep
 	least time.Duration
 }
 
-const gapsKept = 32
-
 // add keeps the gap if it is among the longest. It is cheap for all others.
 func (l *longest) add(d time.Duration, start time.Time, end time.Duration) {
-	if len(l.gaps) == gapsKept && d <= l.least {
+	if len(l.gaps) == l.keep && d <= l.least {
 		return
 	}
 	g := Gap{At: start.Add(end), Length: d}
-	if len(l.gaps) < gapsKept {
+	if len(l.gaps) < l.keep {
 		l.gaps = append(l.gaps, g)
 	} else {
 		i := slices.IndexFunc(l.gaps, func(x Gap) bool { return x.Length == l.least })
