@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -41,6 +42,9 @@ func newClient(cfg *rest.Config) (*client, error) {
 	cfg.DisableCompression = true
 	if cfg.UserAgent == "" {
 		cfg.UserAgent = "weft"
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext
 	}
 	hc, err := rest.HTTPClientFor(cfg)
 	if err != nil {

@@ -114,7 +114,7 @@ type Status struct {
 	Kind   model.Kind
 	Synced bool      // the complete state has been received at least once
 	Err    error     // why there is no connection now; nil if there is
-	Since  time.Time // of Err, or of the last complete state
+	Since  time.Time // of Err, or of the last complete state, or of the start
 }
 
 // Source watches the API server.
@@ -181,17 +181,24 @@ func (s *Source) Status() []Status {
 	return out
 }
 
-// Away reports whether some kind has never been received and cannot be now.
-func (s *Source) Away() bool {
-	return slices.ContainsFunc(s.Status(), func(st Status) bool { return !st.Synced && st.Err != nil })
-}
+// silence is how long the first answer of the API server may take before it counts as away. A server that is
+// cut off by the network gives no error for much longer.
+const silence = 3 * time.Second
+
+// Away reports whether some kind has never been received and cannot be, as it seems.
+func (s *Source) Away() bool { return slices.ContainsFunc(s.Status(), Status.away) }
+
+func (st Status) away() bool { return !st.Synced && (st.Err != nil || time.Since(st.Since) > silence) }
 
 // Problems says what is wrong now: watches that do not stand, and objects that were not understood.
 func (s *Source) Problems() []string {
 	var out []string
 	for _, st := range s.Status() {
-		if st.Err != nil {
-			out = append(out, fmt.Sprintf("%v (since %s)", st.Err, st.Since.Format(time.TimeOnly)))
+		switch since := st.Since.Format(time.TimeOnly); {
+		case st.Err != nil:
+			out = append(out, fmt.Sprintf("%v (since %s)", st.Err, since))
+		case st.away():
+			out = append(out, fmt.Sprintf("watch %s: API server %s: no answer (since %s)", st.Kind, s.api.base.Host, since))
 		}
 	}
 	s.mu.Lock()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -332,6 +333,28 @@ func TestServerAwayAtStart(t *testing.T) {
 	r.await(t, "nodes/n1")
 	if r.Away() {
 		t.Error("away although complete")
+	}
+}
+
+// TestServerThatDoesNotAnswer: a network that swallows packets gives no error for a long time.
+func TestServerThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // accepts nothing: TCP connects, TLS waits
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cfg := &rest.Config{Host: "https://" + l.Addr().String(), TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
+	r := startWith(t, cfg, Options{Kinds: []model.Kind{model.KindNode}})
+	began := time.Now()
+	for !r.Away() {
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("not away")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if p := strings.Join(r.Problems(), "\n"); !strings.Contains(p, "watch nodes: API server "+l.Addr().String()+": no answer (since ") {
+		t.Errorf("after %s: problems %q", time.Since(began), p)
 	}
 }
 
