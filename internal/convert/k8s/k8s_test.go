@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand"
 	"net/netip"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -423,4 +424,23 @@ func FuzzFromProto(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestTheReferenceNamesEveryAnnotation holds docs/reference/objects.md to what is read.
+func TestTheReferenceNamesEveryAnnotation(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/reference/objects.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{
+		annIPs, annMAC, annCalicoIPs, annCalicoMAC, annIngress, annEgress, annFlannel, annFlannelData, annFlannelDataB, annFlannelIP,
+		annFlannelIPB, labelService,
+	} {
+		if !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("docs/reference/objects.md does not name %s", name)
+		}
+		if name != labelService && !used([]byte(name)) {
+			t.Errorf("%s is stripped before it is read", name)
+		}
+	}
 }
