@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 
@@ -176,9 +175,6 @@ func (d *Driver) Sweep(_ context.Context, want plan.View) error {
 	return errors.Join(d.sweepRoutes(want), d.sweepRules(want), d.sweepNeighbours(want), d.sweepLinks(want))
 }
 
-// sysPath is where a sysctl of the plan is found.
-func sysPath(path string) string { return "/proc/sys/" + path }
-
 // here runs f on a thread that is in the driver's namespace, for what the kernel takes from the calling
 // thread: /proc/sys/net and new sockets.
 func (d *Driver) here(f func() error) error {
@@ -186,12 +182,4 @@ func (d *Driver) here(f func() error) error {
 		return f()
 	}
 	return inNetns(d.home, f)
-}
-
-// writeSysctl writes a value if another one is there. A file that is not there is os.ErrNotExist.
-func writeSysctl(path, value string) error {
-	if old, err := readSysctl(path); err != nil || old == value {
-		return err
-	}
-	return os.WriteFile(sysPath(path), []byte(value), 0o644)
 }

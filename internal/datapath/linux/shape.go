@@ -31,8 +31,8 @@ type bucket struct {
 
 // newBucket chooses what the rate leaves open. The burst is 10 ms of the rate: short enough that a second's
 // mean is within a percent of the rate, long enough for one softirq's worth of packets and, from 50 Mbit/s on, for a whole
-// 64 KiB superpacket, so that it need not be segmented. The queue holds 100 ms beyond that: a sender
-// sees a full queue as loss, and a loss-based one needs about its round trip times the rate to keep the link full.
+// 64 KiB superpacket, so that it need not be segmented. The queue holds 50 ms beyond that: less makes a loss-based sender
+// idle after each loss, more is delay for everybody else of the pod.
 func newBucket(r model.Rate, mtu int) bucket {
 	const least, most = 16 << 10, 4 << 20
 	bytesPerSecond := r.Bits / 8
@@ -42,7 +42,7 @@ func newBucket(r model.Rate, mtu int) bucket {
 		burst = min(max(bytesPerSecond/100, least), most)
 	}
 	b.burst = uint32(min(max(burst, uint64(2*mtu)), math.MaxInt32))
-	b.limit = uint32(min(uint64(b.burst)+max(bytesPerSecond/10, 128<<10), math.MaxInt32))
+	b.limit = uint32(min(uint64(b.burst)+max(bytesPerSecond/20, 128<<10), math.MaxInt32))
 	return b
 }
 

@@ -7,6 +7,8 @@ import (
 	"path"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"weft/internal/plan"
 )
 
@@ -67,8 +69,34 @@ func keepAdvertisements(conf string) error {
 	return nil
 }
 
-// readSysctl returns a value without its newline.
+// sysPath is where a sysctl of the plan is found.
+func sysPath(path string) string { return "/proc/sys/" + path }
+
+// readSysctl returns a value without its newline. Like writeSysctl it is three system calls, which package os is not: this is
+// part of every pod's start. The thread must be in the namespace that is meant.
 func readSysctl(path string) (string, error) {
-	b, err := os.ReadFile(sysPath(path))
-	return strings.TrimSpace(string(b)), err
+	fd, err := unix.Open(sysPath(path), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: sysPath(path), Err: err}
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 256)
+	n, err := unix.Read(fd, b)
+	if err != nil {
+		return "", &os.PathError{Op: "read", Path: sysPath(path), Err: err}
+	}
+	return strings.TrimSpace(string(b[:n])), nil
+}
+
+// writeSysctl writes a value. A file that is not there is os.ErrNotExist.
+func writeSysctl(path, value string) error {
+	fd, err := unix.Open(sysPath(path), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: sysPath(path), Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return &os.PathError{Op: "write", Path: sysPath(path), Err: err}
+	}
+	return nil
 }
