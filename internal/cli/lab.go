@@ -149,6 +149,10 @@ func labDown() *cobra.Command {
 				began := time.Now()
 				err := lab.Down(ctx, n)
 				cancel()
+				if errors.Is(err, lab.ErrNoLab) {
+					fmt.Fprintf(cmd.OutOrStdout(), "there is no lab %s\n", n)
+					continue
+				}
 				if err != nil {
 					return err
 				}

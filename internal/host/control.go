@@ -176,12 +176,15 @@ func (h *Host) call(ctx context.Context, r request) ([]Status, error) {
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	if err := json.NewEncoder(c).Encode(r); err != nil {
-		return nil, fmt.Errorf("%s: %w", h.spec.Name, err)
-	}
 	var out reply
-	if err := json.NewDecoder(c).Decode(&out); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", h.spec.Name, err), ctx.Err())
+	if err = json.NewEncoder(c).Encode(r); err == nil {
+		err = json.NewDecoder(c).Decode(&out)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s does not answer: %w", h.spec.Name, ctx.Err())
+	case err != nil: // it died just now
+		return nil, fmt.Errorf("%w: %s: %w", ErrNotRunning, h.spec.Name, err)
 	}
 	if out.Error != "" {
 		return nil, errors.New(out.Error)

@@ -58,10 +58,25 @@ func Start(ctx context.Context, dir string, spec Spec, initArgs ...string) (*Hos
 			return nil, fmt.Errorf("host %s: %w", spec.Name, err)
 		}
 	}
-	if err := launch(ctx, dir, &spec, initArgs); err != nil {
+	err = launch(ctx, dir, &spec, initArgs)
+	if errors.Is(err, ErrRunning) { // another starter was faster, and may have died
+		return awaitOpen(ctx, dir)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("start host %s: %w", spec.Name, err)
 	}
 	return Open(dir)
+}
+
+// awaitOpen opens a host that is being built.
+func awaitOpen(ctx context.Context, dir string) (*Host, error) {
+	for end := time.Now().Add(10 * time.Second); ; {
+		h, err := Open(dir)
+		if !errors.Is(err, ErrNotRunning) || ctx.Err() != nil || time.Now().After(end) {
+			return h, err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // launch executes pid 1 and waits until it has built the host.
@@ -93,6 +108,8 @@ func launch(ctx context.Context, dir string, spec *Spec, initArgs []string) erro
 	switch {
 	case string(msg) == "ok":
 		return nil
+	case string(msg) == ErrRunning.Error():
+		return ErrRunning
 	case err != nil:
 		_ = cmd.Process.Kill()
 		return errors.Join(err, ctx.Err())

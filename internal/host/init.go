@@ -28,7 +28,11 @@ func Init(dir string, builtins ...Builtin) error {
 	unix.CloseOnExec(3)
 	s, err := build(dir)
 	if err != nil {
-		fmt.Fprint(ready, err)
+		if errors.Is(err, ErrRunning) {
+			fmt.Fprint(ready, ErrRunning)
+		} else {
+			fmt.Fprint(ready, err)
+		}
 		return err
 	}
 	ctx := context.Background()

@@ -25,7 +25,7 @@ type Port struct {
 	Via    []netip.Addr     // default gateways, at most one a family
 }
 
-// AddBridge creates a bridge with addresses in the host; no-op if it is there.
+// AddBridge creates a bridge with addresses in the host, or completes one that is there.
 func (h *Host) AddBridge(name string, mtu int, addrs ...netip.Prefix) error {
 	nl, err := h.netlink()
 	if err != nil {
@@ -49,16 +49,14 @@ func (h *Host) AddBridge(name string, mtu int, addrs ...netip.Prefix) error {
 	return h.configure(nl, Port{Name: name, MTU: mtu, Addrs: addrs})
 }
 
-// Connect joins two hosts with a veth pair; no-op if a has a link of that name.
+// Connect joins two hosts with a veth pair, or completes one that is there: a starter
+// may have died between its steps.
 func Connect(a *Host, pa Port, b *Host, pb Port) error {
 	na, err := a.netlink()
 	if err != nil {
 		return err
 	}
 	defer na.Close()
-	if _, err := na.LinkByName(pa.Name); err == nil {
-		return nil
-	}
 	nb, err := b.netlink()
 	if err != nil {
 		return err
@@ -73,10 +71,29 @@ func Connect(a *Host, pa Port, b *Host, pb Port) error {
 		LinkAttrs: netlink.LinkAttrs{Name: pa.Name, MTU: pa.mtu(), HardwareAddr: pa.MAC},
 		PeerName:  pb.Name, PeerHardwareAddr: pb.MAC, PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(pb.mtu()),
 	}
-	if err := na.LinkAdd(veth); err != nil {
+	err = na.LinkAdd(veth)
+	if errors.Is(err, unix.EEXIST) && !(remains(na, pa.Name) && remains(nb, pb.Name)) {
+		// One end is left of a host that died: its namespace is being taken down.
+		removeLink(na, pa.Name)
+		removeLink(nb, pb.Name)
+		err = na.LinkAdd(veth)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("connect %s on %s with %s on %s: %w", pa.Name, a.spec.Name, pb.Name, b.spec.Name, err)
 	}
 	return errors.Join(a.configure(na, pa), b.configure(nb, pb))
+}
+
+func remains(nl *netlink.Handle, name string) bool {
+	_, err := nl.LinkByName(name)
+	return err == nil
+}
+
+// removeLink deletes a link if it is there; that it vanished meanwhile is as good.
+func removeLink(nl *netlink.Handle, name string) {
+	if link, err := nl.LinkByName(name); err == nil {
+		_ = nl.LinkDel(link)
+	}
 }
 
 // AddRoute makes the host reach a prefix through a gateway. It replaces a route to the prefix.

@@ -43,10 +43,13 @@ type Options struct {
 	Config   map[string]any `json:"config,omitempty"` // of the agents, merged over what the lab sets
 }
 
+// defaultName is the lab of those who need only one.
+const defaultName = "lab"
+
 // SetDefaults fills what is not set: 3 nodes, MTU 1500, 1 subnet, dual stack, vxlan.
 func (o *Options) SetDefaults() {
 	if o.Name == "" {
-		o.Name = "lab"
+		o.Name = defaultName
 	}
 	if o.Nodes == 0 {
 		o.Nodes = 3

@@ -118,7 +118,7 @@ func TestAgentConfig(t *testing.T) {
 	l := testLab(t, Options{Name: "c", Config: map[string]any{
 		"nodeName": "mine", "backend": map[string]any{"port": 4789}, "masquerade": map[string]any{"disabled": true},
 	}})
-	got, err := l.agentConfig(l.opts.nodes()[1])
+	got, _, err := l.agentConfig(l.opts.nodes()[1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,10 +128,10 @@ func TestAgentConfig(t *testing.T) {
 		}
 	}
 	l.opts.Config = map[string]any{"backend": map[string]any{"typo": 1}}
-	_, err = l.agentConfig(l.opts.nodes()[0])
+	_, _, err = l.agentConfig(l.opts.nodes()[0])
 	wantError(t, err, "agent configuration", "typo")
 	l.opts.Config = map[string]any{"mtu": 10}
-	_, err = l.agentConfig(l.opts.nodes()[0])
+	_, _, err = l.agentConfig(l.opts.nodes()[0])
 	wantError(t, err, "mtu: 10")
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -222,15 +221,14 @@ func (l *Lab) NodeStatuses(ctx context.Context) ([]NodeStatus, error) {
 		if err != nil {
 			return err
 		}
-		st.Up = true
-		if st.Processes, err = h.Processes(ctx); err != nil {
+		if st.Processes, err = h.Processes(ctx); errors.Is(err, host.ErrNotRunning) {
+			return nil
+		} else if err != nil {
 			return err
 		}
+		st.Up = true
 		conf, err := hasConf(host.Path(h.Dir(), confPath))
 		st.Ready = conf && !slices.ContainsFunc(st.Processes, func(p host.Status) bool { return p.State != host.Running })
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
 		return err
 	})
 	return out, err

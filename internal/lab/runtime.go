@@ -65,7 +65,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 			return fmt.Errorf("watch %s: %w", d, err)
 		}
 	}
-	if err := r.adopt(ctx); err != nil {
+	if err := r.adopt(); err != nil {
 		return err
 	}
 	for {
@@ -84,7 +84,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 }
 
 // adopt takes over the pods that another runtime of this node started.
-func (r *Runtime) adopt(ctx context.Context) error {
+func (r *Runtime) adopt() error {
 	files, err := filepath.Glob(filepath.Join(podsPath, "*", sandboxFile))
 	if err != nil {
 		return err
@@ -99,10 +99,7 @@ func (r *Runtime) adopt(ctx context.Context) error {
 			r.log.Error("read sandbox", "file", f, "err", err)
 			continue
 		}
-		r.worker(ctx, s.UID).sandbox = &s
-	}
-	for _, w := range r.workers {
-		go w.run(ctx)
+		r.worker(s.UID).sandbox = &s // sync starts it, when it knows whether the pod is wanted
 	}
 	return nil
 }
@@ -117,31 +114,36 @@ func (r *Runtime) sync(ctx context.Context) error {
 	defer r.mu.Unlock()
 	seen := map[string]bool{}
 	for _, o := range objs {
-		pod, err := decode[corev1.Pod](o)
-		if err != nil || pod.Spec.NodeName != r.node {
-			continue // apply refuses what cannot be decoded
+		if nodeOf(o) != r.node {
+			continue
 		}
-		uid := string(pod.UID)
+		uid := string(o.GetUID())
 		seen[uid] = true
-		w, known := r.workers[uid]
-		if !known {
-			w = r.worker(ctx, uid)
+		pod, err := decode[corev1.Pod](o)
+		if err != nil { // apply refuses what cannot be decoded
+			r.log.Error("read pod", "err", err)
+			continue
+		}
+		w := r.workers[uid]
+		if w == nil {
+			w = r.worker(uid)
 		}
 		w.tell(pod)
-		if !known {
-			go w.run(ctx)
-		}
 	}
 	for uid, w := range r.workers {
 		if !seen[uid] {
 			w.tell(nil)
+		}
+		if !w.runs {
+			w.runs = true
+			go w.run(ctx)
 		}
 	}
 	return nil
 }
 
 // worker makes the worker of a pod. The caller holds mu, or is alone.
-func (r *Runtime) worker(_ context.Context, uid string) *worker {
+func (r *Runtime) worker(uid string) *worker {
 	w := &worker{r: r, uid: uid, poke: make(chan struct{}, 1)}
 	r.workers[uid] = w
 	return w
@@ -151,6 +153,7 @@ func (r *Runtime) worker(_ context.Context, uid string) *worker {
 type worker struct {
 	r       *Runtime
 	uid     string
+	runs    bool     // guarded by Runtime.mu
 	sandbox *sandbox // nil: none; used by run only
 	status  podStatus
 

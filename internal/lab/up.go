@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -39,6 +40,9 @@ const (
 // Up starts the lab, or what is missing of it, and returns when all agents serve. A
 // lab that exists keeps its options; only its number of nodes may grow.
 func Up(ctx context.Context, o Options) (*Lab, error) {
+	if old, err := Open(cmpOr(o.Name, defaultName)); err == nil {
+		o.inherit(old.opts)
+	}
 	o.SetDefaults()
 	if err := o.Validate(); err != nil {
 		return nil, err
@@ -81,6 +85,23 @@ func (l *Lab) claim() error {
 	}
 	l.store, err = newStore(filepath.Join(l.dir, "cluster"))
 	return err
+}
+
+// inherit takes what is not set from a lab that exists.
+func (o *Options) inherit(old Options) {
+	if o.Nodes == 0 {
+		o.Nodes = old.Nodes
+	}
+	if o.Subnets == 0 {
+		o.Subnets = old.Subnets
+	}
+	if len(o.MTU) == 0 {
+		o.MTU = old.MTU
+	}
+	if o.Config == nil {
+		o.Config = old.Config
+	}
+	o.IPFamily, o.Backend = cmpOr(o.IPFamily, old.IPFamily), cmpOr(o.Backend, old.Backend)
 }
 
 // normal brings options into the form that they have after a round trip through JSON.
@@ -128,7 +149,7 @@ func (l *Lab) start(ctx context.Context) error {
 				return err
 			}
 		}
-		return l.awaitAgent(ctx, h)
+		return l.awaitAgent(ctx, h, n)
 	})
 	<-wired
 	return errors.Join(wireErr, err)
@@ -148,7 +169,7 @@ func (l *Lab) startPlain(ctx context.Context, name string) (*host.Host, error) {
 
 // startNode starts a node's host, with its processes down until it is on the wire.
 func (l *Lab) startNode(ctx context.Context, n node) (*host.Host, error) {
-	config, err := l.agentConfig(n)
+	config, _, err := l.agentConfig(n)
 	if err != nil {
 		return nil, err
 	}
@@ -200,7 +221,7 @@ func (l *Lab) sysctls() map[string]string {
 
 // agentConfig is the configuration of the node's agent: the lab's own settings, and
 // the user's over them where they may be.
-func (l *Lab) agentConfig(n node) (string, error) {
+func (l *Lab) agentConfig(n node) (string, *model.Config, error) {
 	c := map[string]any{
 		"backend":      map[string]any{"type": l.opts.Backend},
 		"clusterCIDRs": prefixesOf(l.opts.families(), clusterCIDRs()...),
@@ -212,14 +233,14 @@ func (l *Lab) agentConfig(n node) (string, error) {
 	})
 	b, err := yaml.Marshal(c)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	var check model.Config
 	if err := yaml.UnmarshalStrict(b, &check); err != nil {
-		return "", fmt.Errorf("agent configuration: %s", strings.TrimPrefix(err.Error(), "error unmarshaling JSON: while decoding JSON: json: "))
+		return "", nil, fmt.Errorf("agent configuration: %s", strings.TrimPrefix(err.Error(), "error unmarshaling JSON: while decoding JSON: json: "))
 	}
 	check.SetDefaults()
-	return string(b), check.Validate()
+	return string(b), &check, check.Validate()
 }
 
 // merge puts the fields of over into base, maps field by field.
@@ -270,13 +291,20 @@ func (l *Lab) putNodes(nodes []node) error {
 	return nil
 }
 
-// awaitAgent returns when the node's agent has installed its CNI configuration, which
-// it does last, when it can serve.
-func (l *Lab) awaitAgent(ctx context.Context, h *host.Host) error {
+// awaitAgent returns when the node's agent answers on its socket and has installed its
+// CNI configuration, which it does last, when it can serve.
+func (l *Lab) awaitAgent(ctx context.Context, h *host.Host, n node) error {
+	_, config, err := l.agentConfig(n)
+	if err != nil {
+		return err
+	}
 	// What is written to the overlay on /etc is seen from outside in its upper directory.
-	for dir := host.Path(h.Dir(), confPath); ; {
-		if found, err := hasConf(dir); found || err != nil {
+	conf, run := host.Path(h.Dir(), config.CNI.ConfDir), filepath.Join(h.Root(), config.Paths.Run)
+	for {
+		if found, err := hasConf(conf); err != nil {
 			return err
+		} else if found && answers(run) {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -285,6 +313,18 @@ func (l *Lab) awaitAgent(ctx context.Context, h *host.Host) error {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// answers reports whether somebody listens on a unix socket in the directory.
+func answers(dir string) bool {
+	socks, _ := filepath.Glob(filepath.Join(dir, "*.sock"))
+	return slices.ContainsFunc(socks, func(s string) bool {
+		c, err := net.DialTimeout("unix", s, time.Second)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 }
 
 // hasConf reports whether a CNI network configuration is in the directory.
