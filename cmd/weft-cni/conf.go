@@ -40,10 +40,18 @@ type netConf struct {
 			IPs []string `json:"ips"`
 		} `json:"cni"`
 	} `json:"args"`
-	DNS  json.RawMessage `json:"dns"`
+	DNS  dns             `json:"dns"`
 	Prev json.RawMessage `json:"prevResult"`
 	// Valid is raw because a list that is null is an empty one, and a list that is missing is not.
 	Valid json.RawMessage `json:"cni.dev/valid-attachments"`
+}
+
+// dns goes into the result as it is.
+type dns struct {
+	Nameservers []string `json:"nameservers,omitempty"`
+	Domain      string   `json:"domain,omitempty"`
+	Search      []string `json:"search,omitempty"`
+	Options     []string `json:"options,omitempty"`
 }
 
 // portMapping and bandwidth are as wide as the runtime's, so that what does not fit is named.

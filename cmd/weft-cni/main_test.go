@@ -218,6 +218,7 @@ func TestErrors(t *testing.T) {
 		"version is a number": {cniEnv("ADD"), `{"cniVersion":1}`, 6, "cniVersion"},
 		"socket is a list":    {cniEnv("ADD"), more(`"name":["x"]`), 6, "name"},
 		"ips is a string":     {cniEnv("ADD"), more(`"runtimeConfig":{"ips":"10.0.0.1"}`), 6, "runtimeConfig.ips"},
+		"dns is a number":     {cniEnv("ADD"), more(`"dns":{"search":7}`), 6, "dns.search"},
 		"port is a string":    {cniEnv("ADD"), more(`"runtimeConfig":{"portMappings":[{"hostPort":"80"}]}`), 6, "hostPort"},
 		"port too large":      {cniEnv("ADD"), more(`"runtimeConfig":{"portMappings":[{"hostPort":65536,"containerPort":1}]}`), 7, "portMappings[0]: hostPort"},
 		"no container port":   {cniEnv("ADD"), more(`"runtimeConfig":{"portMappings":[{"hostPort":80}]}`), 7, "containerPort"},
@@ -405,4 +406,28 @@ func TestBinary(t *testing.T) {
 	}
 	slices.Sort(times)
 	t.Logf("exec to exit, with an agent that answers at once: median %s", times[len(times)/2])
+}
+
+// FuzzConf: whatever the configuration is, the answer is a CNI document and an exit status.
+func FuzzConf(f *testing.F) {
+	f.Add([]byte(conf("1.1.0", "/none", `"runtimeConfig":{"portMappings":[{"hostPort":1}],"ips":["10.0.0.1/8"],"mac":"x"},"prevResult":{"interfaces":[{}]}`)), "ADD", "K8S_POD_NAME=x")
+	f.Add([]byte(`{"cniVersion":"1.0.0","cni.dev/valid-attachments":null,"dns":7}`), "GC", "")
+	f.Fuzz(func(t *testing.T, in []byte, command, args string) {
+		// No agent: what is asked of it is another test's.
+		if c, _ := parseConf(in); c != nil && c.Socket != defaultSocket && c.Socket != "/none" {
+			return
+		}
+		status, out := exec1(cniEnv(command, "CNI_ARGS", args), string(in))
+		var e struct {
+			CNIVersion string `json:"cniVersion"`
+			Code       int    `json:"code"`
+			Msg        string `json:"msg"`
+		}
+		if status == 0 && out == "" {
+			return // a DEL
+		}
+		if err := json.Unmarshal([]byte(out), &e); err != nil || e.CNIVersion == "" || status != 0 && (e.Code == 0 || e.Msg == "") {
+			t.Fatalf("%s: status %d, %q", command, status, out)
+		}
+	})
 }

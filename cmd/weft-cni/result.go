@@ -102,22 +102,21 @@ func (r *result) of(a api.Attachment) (addrs []netip.Addr, mac string, err error
 
 // with returns the result with what the agent did added.
 func (r *result) with(c *netConf, a api.Attachment, reply api.AddReply) (*result, error) {
-	out := &result{CNIVersion: c.CNIVersion, DNS: c.DNS}
+	out := &result{CNIVersion: c.CNIVersion}
 	if r != nil {
-		out.Interfaces, out.IPs, out.Routes = r.Interfaces, r.IPs, r.Routes
-		if len(r.DNS) > 0 {
-			out.DNS = r.DNS
-		}
+		out.Interfaces, out.IPs, out.Routes, out.DNS = r.Interfaces, r.IPs, r.Routes, r.DNS
 	}
+	var err error
 	if len(out.DNS) == 0 {
-		out.DNS = json.RawMessage("{}")
+		if out.DNS, err = json.Marshal(c.DNS); err != nil {
+			return nil, err
+		}
 	}
 	host, pod := iface{Name: reply.HostIf, MAC: reply.HostMAC}, iface{Name: a.IfName, MAC: reply.MAC, Sandbox: a.Netns}
 	if c.CNIVersion == "1.1.0" {
 		host.MTU, pod.MTU = reply.MTU, reply.MTU
 	}
 	inside := len(out.Interfaces) + 1
-	var err error
 	add := func(to *[]json.RawMessage, v any) {
 		raw, e := json.Marshal(v)
 		if e != nil {

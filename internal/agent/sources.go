@@ -17,6 +17,7 @@ import (
 
 	"weft/internal/compile/route"
 	"weft/internal/convert/ipmasq"
+	"weft/internal/datapath/linux"
 	"weft/internal/mesh"
 	"weft/internal/model"
 	"weft/internal/source/cache"
@@ -190,6 +191,10 @@ func (a *Agent) startCNI(context.Context) error {
 	src, err := cni.New(cni.Config{
 		Dir: filepath.Join(a.cfg.Paths.State, "ipam"), Quarantine: time.Duration(a.cfg.IPAM.QuarantineSeconds) * time.Second,
 		Reserved: a.cfg.IPAM.Reserved, Run: a.cfg.Paths.Run, Ready: a.canServe, InUse: a.linux.PodAddrs,
+		CheckLink: func(hostIf string) error {
+			_, err := linux.IndexByName(hostIf)
+			return err
+		},
 	}, w, a.store, a.log)
 	if err != nil {
 		return err

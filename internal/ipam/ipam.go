@@ -232,9 +232,14 @@ func (a *Allocator) Suspect(why string, addrs ...netip.Addr) error {
 	var rs []rest
 	for _, x := range addrs {
 		x = x.Unmap()
-		if a.owner[x] == nil {
-			rs = append(rs, rest{Addr: x, Since: a.now(), Boot: a.boot, Why: why})
+		if a.owner[x] != nil {
+			continue
 		}
+		r := rest{Addr: x, Since: a.now(), Boot: a.boot, Why: why}
+		if old := a.resting[x]; old != nil && old.Owner != "" {
+			r.Owner, r.Pod, r.Why = old.Owner, old.Pod, old.Why+", and "+why
+		}
+		rs = append(rs, r)
 	}
 	if len(rs) == 0 {
 		return nil

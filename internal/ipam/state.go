@@ -17,12 +17,8 @@ import (
 // Open reads the journal in the directory and starts it anew without what has become meaningless. A missing journal is an
 // empty one. A disk that cannot be written is no error: what was read is served, and Reserve fails until it can.
 func Open(fs FS, clock run.Clock, o Options) (*Allocator, error) {
-	a := &Allocator{
-		clock: clock, boot: o.Boot, rest: o.Quarantine, batch: &batch{}, journal: journal{fs: fs},
-		usable: map[netset.Family]spans{}, cursor: map[netset.Family]netip.Addr{},
-		leases: map[string]*Lease{}, owner: map[netip.Addr]*Lease{},
-		resting: map[netip.Addr]*rest{}, queue: map[netset.Family][]*rest{},
-	}
+	a := &Allocator{clock: clock, boot: o.Boot, rest: o.Quarantine, batch: &batch{}, journal: journal{fs: fs}}
+	a.forget()
 	a.written = sync.NewCond(&a.mu)
 	data, err := fs.ReadFile(JournalName)
 	if errors.Is(err, os.ErrNotExist) {
@@ -33,13 +29,21 @@ func Open(fs FS, clock run.Clock, o Options) (*Allocator, error) {
 		return nil, fmt.Errorf("read the address journal: %w", err)
 	}
 	c := parse(JournalName, data)
+	for _, o := range c.ops {
+		if o.Op == "head" && o.Version > formatVersion {
+			// Not damage, and nothing to salvage: every pod of the node would be forgotten.
+			return nil, fmt.Errorf("%s has format %d, this program knows up to %d: was weft downgraded?", JournalName, o.Version, formatVersion)
+		}
+	}
 	if c.damage == nil {
 		c.damage = a.replay(c.ops, false)
-	} else if o.Salvage {
-		a.replay(c.ops, true)
 	}
-	if c.damage != nil && !o.Salvage {
-		return nil, c.damage
+	if c.damage != nil {
+		if !o.Salvage {
+			return nil, c.damage
+		}
+		a.forget()
+		a.replay(c.ops, true)
 	}
 	a.journal.seq, a.damage = c.seq, c.damage
 	a.distrust(c)
@@ -61,6 +65,13 @@ func Open(fs FS, clock run.Clock, o Options) (*Allocator, error) {
 	return a, nil
 }
 
+// forget makes the allocator know nothing.
+func (a *Allocator) forget() {
+	a.usable, a.cursor = map[netset.Family]spans{}, map[netset.Family]netip.Addr{}
+	a.leases, a.owner = map[string]*Lease{}, map[netip.Addr]*Lease{}
+	a.resting, a.queue = map[netip.Addr]*rest{}, map[netset.Family][]*rest{}
+}
+
 // replay applies what was read. What contradicts itself is damage; when salvaging, the later op is right.
 func (a *Allocator) replay(ops []op, salvage bool) *CorruptError {
 	bad := func(f string, v ...any) *CorruptError {
@@ -71,8 +82,6 @@ func (a *Allocator) replay(ops []op, salvage bool) *CorruptError {
 			a.cursor[netset.Of(c)] = c
 		}
 		switch {
-		case o.Op == "head" && o.Version > formatVersion:
-			return bad("its format %d is newer than this program's %d: was weft downgraded?", o.Version, formatVersion)
 		case o.Op == "head":
 		case o.Op == "free":
 			if l := a.leases[o.ID]; l != nil {

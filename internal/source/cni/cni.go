@@ -171,7 +171,7 @@ func (s *Source) Restore() error {
 		return fmt.Errorf("find addresses in use: %w", err)
 	}
 	for x, link := range used {
-		if err := s.alloc.Suspect("the kernel routes it to "+link+", which no record explains", x); err != nil {
+		if err := s.alloc.Suspect("the kernel still routed it to "+link+" when the agent started", x); err != nil {
 			s.log.Error("suspect address", "addr", x, "error", err)
 		}
 	}
