@@ -3,6 +3,9 @@ package cache
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -304,4 +307,24 @@ func eventually(t *testing.T, ok func() bool) {
 			t.Fatal("it did not happen")
 		}
 	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"kind":"nodes","object":{"Name":"n"}}`))
+	f.Add([]byte(`{"kind":"pods","object":{"Name":"n","Problem":"p","WantMAC":"02:00:00:00:00:01","Addrs":["::1"]}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		sum := sha256.Sum256(body)
+		head, err := json.Marshal(header{format, version, bytes.Count(body, []byte("\n")) + 1, hex.EncodeToString(sum[:])})
+		if err != nil {
+			t.Fatal(err)
+		}
+		objs, err := decode(append(append(head, '\n'), body...))
+		for _, o := range objs {
+			if err != nil || o == nil {
+				t.Fatalf("object %v with error %v", o, err)
+			}
+			_ = o.Key()
+			_ = o.Validate()
+		}
+	})
 }
