@@ -18,6 +18,12 @@ build: ## bin/weft and bin/weft-cni, static, with Go alone
 	CGO_ENABLED=0 GOARCH=$(GOARCH) go build $(GOFLAGS_STATIC) -o bin/weft ./cmd/weft
 	CGO_ENABLED=0 GOARCH=$(GOARCH) go build $(GOFLAGS_STATIC) -o bin/weft-cni ./cmd/weft-cni
 
+.PHONY: demo clean-demo
+demo: build ## three nodes on this machine: what reaches what, with times
+	bin/weft lab demo
+clean-demo: ## end the demo and leave nothing of it
+	bin/weft lab down --name demo
+
 .PHONY: test
 test: ## what CI runs first: format, vet, laws, generated files, unit and real tests
 	hack/deps.sh test gen
