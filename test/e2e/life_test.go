@@ -191,9 +191,9 @@ func TestAPIServerAway(t *testing.T) {
 	})
 	t.Logf("a pod started without the API server, and the agent killed, after %s: %s", time.Since(begin).Round(100*time.Millisecond), address)
 	for _, a := range strings.Fields(address) {
-		f.host(node, "curl", "-sS", "--max-time", "5", httpURL(netip.MustParseAddr(a), 8080, "/hostname"))
+		f.host(node, "curl", "-sS", "--retry", "20", "--retry-delay", "1", "--retry-connrefused", "--max-time", "30", httpURL(netip.MustParseAddr(a), 8080, "/hostname"))
 		if other := pods[1]; other.Node != node { // and from another node, whose agent was not restarted
-			f.host(other.Node, "curl", "-sS", "--max-time", "5", httpURL(netip.MustParseAddr(a), 8080, "/hostname"))
+			f.host(other.Node, "curl", "-sS", "--retry", "20", "--retry-delay", "1", "--retry-connrefused", "--max-time", "30", httpURL(netip.MustParseAddr(a), 8080, "/hostname"))
 		}
 	}
 	before := f.links(node)

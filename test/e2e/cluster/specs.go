@@ -131,8 +131,9 @@ func (c *Cluster) nodeSpec(name string) (host.Spec, error) {
 		s.Masks["/proc/sys/"+k] = v + "\n"
 	}
 	s.Files = map[string]string{
-		"/etc/hosts":       "127.0.0.1 localhost\n::1 localhost\n",
-		"/etc/resolv.conf": fmt.Sprintf("nameserver %s\n", Address(World, c.Families[0])),
+		"/etc/hosts":                      "127.0.0.1 localhost\n::1 localhost\n",
+		"/etc/kubernetes/manifests/.keep": "", // the directory of static pods
+		"/etc/resolv.conf":                fmt.Sprintf("nameserver %s\n", Address(World, c.Families[0])),
 	}
 	for file, path := range map[string]string{
 		"containerd.toml": "/etc/containerd/config.toml", "kubelet.yaml": "/etc/kubelet.yaml", "kube-proxy.yaml": "/etc/kube-proxy.yaml",
@@ -146,7 +147,7 @@ func (c *Cluster) nodeSpec(name string) (host.Spec, error) {
 	s.Processes = []host.Process{
 		{Name: "plugins", Once: true, Args: []string{"/bin/sh", "-c", "mkdir -p /opt/cni/bin && cp " + c.program("cni") + "/* /opt/cni/bin/"}},
 		{Name: "containerd", Args: []string{c.program("containerd"), "--log-level=warn"}},
-		{Name: "images", Once: true, WaitFor: containerdSocket, Args: importCommand(c, c.path("images.tar"))},
+		{Name: "images", Once: true, WaitFor: containerdSocket, Args: importCommand(c, c.path("images.tar"), ToolboxImage)},
 		{Name: "kubelet", Args: []string{
 			c.program("kubelet"), "--config=/etc/kubelet.yaml", "--kubeconfig=" + c.kubeconfigOf("kubelet-"+name),
 			"--hostname-override=" + name, "--node-ip=" + c.addresses(name), "--root-dir=/var/lib/kubelet",
@@ -163,10 +164,13 @@ func (c *Cluster) nodeSpec(name string) (host.Spec, error) {
 
 const containerdSocket = "/run/containerd/containerd.sock"
 
-// importCommand imports an OCI archive on a node, where the socket may be there a moment before its server.
-func importCommand(c *Cluster, archive string) []string {
-	ctr := c.program("ctr") + " -n k8s.io images import --local --all-platforms " + archive
-	return []string{"/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do " + ctr + " && exit 0; sleep 0.2; done; exit 1"}
+// importCommand imports an OCI archive on a node that has not got the image name from it yet. The socket may be
+// there a moment before its server.
+func importCommand(c *Cluster, archive, name string) []string {
+	ctr := c.program("ctr") + " -n k8s.io images "
+	return []string{"/bin/sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do " +
+		ctr + "list -q | grep -qxF " + name + " && exit 0; " +
+		ctr + "import --local --all-platforms " + archive + " && exit 0; sleep 0.2; done; exit 1"}
 }
 
 // bootID is a new boot's id: a node that was started again has been rebooted.

@@ -55,7 +55,7 @@ func (c *Cluster) LoadWeft(ctx context.Context, version string) error {
 	for i, n := range c.NodeNames() {
 		wg.Go(func() {
 			if errs[i] = c.waitRuntime(ctx, n); errs[i] == nil {
-				_, errs[i] = c.Exec(ctx, n, importCommand(c, archive)...)
+				_, errs[i] = c.Exec(ctx, n, importCommand(c, archive, Repository+":"+version)...)
 			}
 		})
 	}
