@@ -47,22 +47,6 @@ func envelope(b []byte) (t k8s.Type, raw []byte, err error) {
 	return t, raw, err
 }
 
-// readObject reads a response with one object.
-func readObject(r *http.Response, want k8s.Type) (k8s.Item, error) {
-	body, err := readBody(r)
-	if err != nil {
-		return k8s.Item{}, err
-	}
-	if !isProto(r) {
-		return k8s.FromJSON(body, want), nil
-	}
-	t, raw, err := envelope(body)
-	if err != nil {
-		return k8s.Item{}, err
-	}
-	return k8s.FromProto(t, raw, nil), nil
-}
-
 // page is one answer to a list request.
 type page struct {
 	items           []k8s.Item

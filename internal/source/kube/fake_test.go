@@ -172,15 +172,14 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	q := r.URL.Query()
 	proto := strings.Contains(r.Header.Get("Accept"), protobuf) && !f.json
-	parts := strings.Split(r.URL.Path, "/")
-	if len(parts) == 7 { // /api/v1/namespaces/NS/pods/NAME
-		f.one(w, proto, parts[5]+"/"+parts[4]+"/"+parts[6])
-		return
+	parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	res, selector := parts[len(parts)-1], q.Get("fieldSelector")
+	if len(parts) == 5 && parts[2] == "namespaces" { // /api/v1/namespaces/NS/pods
+		selector += " in " + parts[3]
 	}
-	res := parts[len(parts)-1]
 	switch {
 	case q.Get("watch") != "true":
-		f.list(w, proto, res, q.Get("fieldSelector"), q.Get("limit"), q.Get("continue"))
+		f.list(w, proto, res, selector, q.Get("limit"), q.Get("continue"))
 	case q.Get("sendInitialEvents") == "true" && !f.watchList:
 		f.status(w, proto, 422, "Invalid", "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
 	default:
@@ -220,17 +219,6 @@ func (f *fakeAPI) status(w http.ResponseWriter, proto bool, code int, reason, me
 	reply(w, proto, code, encode(s, "v1", "Status", proto))
 }
 
-func (f *fakeAPI) one(w http.ResponseWriter, proto bool, key string) {
-	f.mu.Lock()
-	o := f.objs[key]
-	f.mu.Unlock()
-	if o == nil {
-		f.status(w, proto, 404, "NotFound", key+" not found")
-		return
-	}
-	reply(w, proto, 200, encode(o, "v1", "Pod", proto))
-}
-
 // matching returns the objects of a resource in order.
 func (f *fakeAPI) matching(res, selector string) []runtime.Object {
 	var out []runtime.Object
@@ -242,10 +230,16 @@ func (f *fakeAPI) matching(res, selector string) []runtime.Object {
 	return out
 }
 
+// selected knows the selectors that the source uses.
 func selected(o runtime.Object, selector string) bool {
 	p, ok := o.(*corev1.Pod)
-	node, is := strings.CutPrefix(selector, "spec.nodeName=")
-	return !ok || !is || p.Spec.NodeName == node
+	if !ok || selector == "" {
+		return true
+	}
+	if node, is := strings.CutPrefix(selector, "spec.nodeName="); is {
+		return p.Spec.NodeName == node
+	}
+	return selector == "metadata.name="+p.Name+" in "+p.Namespace
 }
 
 func (f *fakeAPI) list(w http.ResponseWriter, proto bool, res, selector, limit, cont string) {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"net/url"
 	"slices"
 	"sync"
@@ -270,26 +269,27 @@ func (s *Source) failed(k model.Kind, try int, err error) {
 	}
 }
 
-// PodByName reads a pod from the API server, past the watch, which may lag. ErrNotFound is wrapped where it does not exist.
+// PodByName reads a pod from the API server, past the watch, which may lag. ErrNotFound is wrapped where it does not
+// exist. It lists with a name, which the API server answers as fast as a get, so that the permissions of the
+// watches are enough.
 func (s *Source) PodByName(ctx context.Context, namespace, name string) (*model.Pod, error) {
 	what := fmt.Sprintf("get pod %s/%s", namespace, name)
-	path := "/api/v1/namespaces/" + url.PathEscape(namespace) + "/pods/" + url.PathEscape(name)
-	resp, err := s.api.get(ctx, path, nil, acceptObject)
+	path := "/api/v1/namespaces/" + url.PathEscape(namespace) + "/pods"
+	resp, err := s.api.get(ctx, path, url.Values{"fieldSelector": {"metadata.name=" + name}}, acceptObject)
 	if err != nil {
-		var api *apiError
-		if errors.As(err, &api) && api.Code == http.StatusNotFound {
-			err = ErrNotFound
-		}
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	defer resp.Body.Close()
-	item, err := readObject(resp, k8s.Type{APIVersion: "v1", Kind: "Pod"})
+	p, err := readPage(resp, k8s.Type{APIVersion: "v1", Kind: "Pod"}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	pod, ok := item.Object.(*model.Pod)
-	if !ok {
-		return nil, fmt.Errorf("%s: the API server sent something else: %w", what, item.Err)
+	if len(p.items) == 0 {
+		return nil, fmt.Errorf("%s: %w", what, ErrNotFound)
+	}
+	pod, ok := p.items[0].Object.(*model.Pod)
+	if !ok || pod.Namespace != namespace || pod.Name != name {
+		return nil, fmt.Errorf("%s: the API server sent something else: %q, %v", what, p.items[0].Name(), p.items[0].Err)
 	}
 	return pod, nil
 }
