@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -171,13 +172,17 @@ func TestAPIServerAway(t *testing.T) {
 		}
 		f.eventually(time.Minute, func() error { _, err := f.Kubectl(f.ctx, "get", "--raw", "/readyz"); return err })
 	}
-	if err := cp.StopProcess(f.ctx, "kube-apiserver"); err != nil {
+	// It would finish its clients' watches first, for a minute; when the time is over, it is killed.
+	soon, cancel := context.WithTimeout(f.ctx, time.Second)
+	defer cancel()
+	if err := cp.StopProcess(soon, "kube-apiserver"); err != nil {
 		t.Fatal(err)
 	}
 	defer back()
 	f.killAgent(node)
 	// A static pod needs nobody but the kubelet: ADD.
 	const dir = "/etc/kubernetes/manifests/"
+	f.host(node, "rm", "-rf", "/run/offline")
 	f.host(node, "sh", "-c", "mkdir -p "+dir+" && cat >"+dir+"offline.yaml <<'EOF'\n"+f.manifest("offline.yaml")+"\nEOF")
 	begin := time.Now()
 	var address string

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -36,6 +37,7 @@ func newFixture(t *testing.T, c *cluster.Cluster, limit time.Duration) *fixture 
 		}
 		return r
 	}, t.Name()))
+	name += fmt.Sprintf("-%d", time.Now().Unix()%100000) // another one if a kept cluster is tested again
 	f := &fixture{t, c, ctx, name}
 	f.kubectl("create", "namespace", name)
 	t.Cleanup(func() {
