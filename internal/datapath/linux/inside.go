@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,6 +71,30 @@ func (in *inside) fill(dev *link) error {
 		return err
 	}
 	return in.limit(dev)
+}
+
+// awaitAddrs waits until the pod receives on its addresses. IPv6 makes the local route of an address that is not to be
+// checked for duplicates in a worker, and what arrives before is lost.
+func (in *inside) awaitAddrs() error {
+	for _, a := range in.l.Addrs {
+		if netset.Of(a) != netset.V6 {
+			continue
+		}
+		for try := 0; ; try++ {
+			r, err := in.nl.routeTo(netset.Host(a))
+			if err != nil {
+				return err
+			}
+			if r.kind == unix.RTN_LOCAL {
+				break
+			}
+			if try == tries {
+				return fmt.Errorf("address %s of %s in %s does not become usable", a, in.l.IfName, in.l.Netns)
+			}
+			time.Sleep(pause)
+		}
+	}
+	return nil
 }
 
 // limit shapes what the pod sends.

@@ -14,6 +14,7 @@ import (
 
 const (
 	overlayAlias = AliasPrefix + "overlay"
+	operUp       = 6 // IF_OPER_UP
 	skipStats    = 8 // RTEXT_FILTER_SKIP_STATS: leave the counters out of answers
 )
 
@@ -21,20 +22,22 @@ func podAlias(l *plan.PodLink) string { return AliasPrefix + l.By.Name }
 
 // link is what rtnetlink says of an interface, as far as we need it.
 type link struct {
-	index  int
-	name   string
-	up     bool // administratively
-	noarp  bool
-	mtu    int
-	mac    model.MAC
-	alias  string
-	group  int
-	kind   string
-	peer   int    // index of a veth's other end, in its own namespace
-	qdisc  string // of the root
-	master int
-	data   []byte // attributes of the kind (IFLA_INFO_DATA)
-	conf   []byte // IPv4 settings: 32-bit numbers from number 1 on
+	index int
+	name  string
+	up    bool // administratively
+	// running: it has a peer that is up, and its queue works (RFC 2863 operational status).
+	running bool
+	noarp   bool
+	mtu     int
+	mac     model.MAC
+	alias   string
+	group   int
+	kind    string
+	peer    int    // index of a veth's other end, in its own namespace
+	qdisc   string // of the root
+	master  int
+	data    []byte // attributes of the kind (IFLA_INFO_DATA)
+	conf    []byte // IPv4 settings: 32-bit numbers from number 1 on
 }
 
 // ours reports whether we made the link. One that has no alias yet was left by an agent that died just then.
@@ -68,6 +71,8 @@ func parseLink(b []byte) *link {
 			copy(l.mac[:], v)
 		case unix.IFLA_IFALIAS:
 			l.alias = getText(v)
+		case unix.IFLA_OPERSTATE:
+			l.running = getUint(v) == operUp
 		case unix.IFLA_GROUP:
 			l.group = getUint(v)
 		case unix.IFLA_LINK:

@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -109,7 +110,35 @@ func (a *apply) finishPodLink(l *plan.PodLink, host *link, ns int) error {
 		return err
 	}
 	defer in.nl.close()
-	return in.fill(&link{index: host.peer, name: l.IfName, mtu: l.MTU, mac: l.MAC})
+	if err := in.fill(&link{index: host.peer, name: l.IfName, mtu: l.MTU, mac: l.MAC}); err != nil {
+		return err
+	}
+	if err := a.awaitLink(host); err != nil {
+		return err
+	}
+	return in.awaitAddrs()
+}
+
+// The kernel finishes in workers what the following wait for; it takes microseconds, unless the machine is loaded.
+const (
+	tries = 400
+	pause = 500 * time.Microsecond
+)
+
+// awaitLink waits until the host side sends. It came up before its peer, so the kernel finishes it in a worker, and what
+// is sent until then is lost: the pod's first packets, or their answers. From Linux 6.8 on the question itself finishes it.
+func (a *apply) awaitLink(host *link) error {
+	for range tries {
+		l, err := a.nl.linkByIndex(host.index)
+		if err != nil || l == nil {
+			return errors.Join(fmt.Errorf("link %s went away", host.name), err)
+		}
+		if l.running {
+			return nil
+		}
+		time.Sleep(pause)
+	}
+	return fmt.Errorf("link %s does not come up", host.name)
 }
 
 // refuseAdvertisements keeps an interface from taking routes from whoever is at its other end.

@@ -3,6 +3,7 @@ package linux_test
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -307,5 +308,39 @@ func TestThreads(t *testing.T) {
 	}
 	if after := count(); after > before+4 {
 		t.Errorf("%d threads, then %d", before, after)
+	}
+}
+
+// TestFirstPacket: what is sent right after a link was made arrives, in both directions.
+func TestFirstPacket(t *testing.T) {
+	n, a := newNode(t), testkit.New(t)
+	l := podLink(a, 1)
+	for i := range 30 {
+		n.apply(podRows(l)...)
+		for j, x := range []netip.Addr{l.Addrs[i%2], addrs("192.0.2.1", "fd99::1")[i%2]} {
+			from, to := n.Netns, a
+			if j == 1 {
+				from, to = a, n.Netns
+			}
+			var server, client *net.UDPConn
+			var err error
+			to.Do(t, func() { server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(x, 0))) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			from.Do(t, func() { client, err = net.DialUDP("udp", nil, server.LocalAddr().(*net.UDPAddr)) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := client.Write([]byte("first")); err != nil {
+				t.Error(err)
+			}
+			_ = server.SetReadDeadline(time.Now().Add(time.Second))
+			if _, err := server.Read(make([]byte, 9)); err != nil {
+				t.Errorf("round %d, to %s: the first packet was lost", i, x)
+			}
+			_, _ = server.Close(), client.Close()
+		}
+		n.remove(podRows(l)...)
 	}
 }

@@ -25,6 +25,7 @@ type route struct {
 	mtu   int
 	proto int
 	table int
+	kind  int  // RTN_*
 	other bool // it is no plain unicast route, or has several next hops
 }
 
@@ -75,7 +76,7 @@ func parseRoute(b []byte) route {
 	if b[0] == unix.AF_INET6 {
 		base = netip.IPv6Unspecified()
 	}
-	r := route{proto: int(b[5]), table: int(b[4]), other: b[7] != unix.RTN_UNICAST}
+	r := route{proto: int(b[5]), table: int(b[4]), kind: int(b[7]), other: b[7] != unix.RTN_UNICAST}
 	for typ, v := range attrs(b[unix.SizeofRtMsg:]) {
 		switch typ {
 		case unix.RTA_DST:

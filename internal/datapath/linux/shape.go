@@ -1,7 +1,6 @@
 package linux
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -14,7 +13,8 @@ import (
 // Numbers of linux/pkt_sched.h.
 const (
 	tcRoot         = 0xffffffff // TC_H_ROOT
-	tcHandle       = 0x770000   // 77:, ours
+	tcHandle       = 0x770000   // 77:, ours; 78: when it takes the place of another of ours
+	tcOther        = 0x780000
 	tcaKind        = 1
 	tcaOptions     = 2
 	tbfParms       = 1
@@ -65,22 +65,30 @@ func tcmsg(index int, handle uint32) []byte {
 }
 
 // shape limits what leaves an interface, or lets go of it where the rate is 0. A limit that is right stays untouched; another
-// one is changed in place, without loss of what is queued. It lives and dies with the interface.
+// one is changed in place, with what is queued. It lives and dies with the interface.
 func (a *apply) shape(nl *conn, dev *link, rate model.Rate, mtu int) error {
 	if rate.Bits == 0 {
 		if dev.qdisc != "tbf" {
 			return nil
 		}
-		if err := nl.one(newRequest(unix.RTM_DELQDISC, 0, tcmsg(dev.index, tcHandle))).err; err != nil && !gone(err) && !isErrno(err, unix.EINVAL) {
+		if err := nl.one(newRequest(unix.RTM_DELQDISC, 0, tcmsg(dev.index, 0))).err; err != nil && !gone(err) && !isErrno(err, unix.EINVAL) {
 			return fmt.Errorf("delete the limit: %w", err)
 		}
 		return nil
 	}
 	b := newBucket(rate, mtu)
-	if dev.qdisc == "tbf" && nl.hasBucket(dev.index, b) {
-		return nil
+	handle := uint32(tcHandle)
+	if dev.qdisc == "tbf" {
+		old := nl.bucket(dev.index)
+		if old.is(b) {
+			return nil
+		}
+		if handle = old.handle; old.burst() > uint64(b.burst) {
+			// A packet that is larger than the new burst would never leave the queue. Another handle makes a new queue.
+			handle = tcHandle + tcOther - old.handle
+		}
 	}
-	r := newRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, tcmsg(dev.index, tcHandle)).text(tcaKind, "tbf")
+	r := newRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, tcmsg(dev.index, handle)).text(tcaKind, "tbf")
 	r.nest(tcaOptions, func() {
 		r.bytes(tbfParms, b.parms()...).u32(tbfBurst, int(b.burst))
 		if b.rate > math.MaxUint32 {
@@ -90,17 +98,35 @@ func (a *apply) shape(nl *conn, dev *link, rate model.Rate, mtu int) error {
 	return nl.one(r).err
 }
 
-// hasBucket reports whether a device's root is this bucket. The kernel does not tell the burst in bytes but the time that it
-// takes, in ticks of 64 ns.
-func (c *conn) hasBucket(index int, b bucket) bool {
-	r := newRequest(unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(index, tcHandle)) // without it, only listeners are told
+// installed is a token bucket as the kernel tells it.
+type installed struct {
+	handle uint32
+	rate   uint64
+	limit  uint32
+	ticks  uint64 // how long the burst takes, in units of 64 ns
+}
+
+// burst is about the burst in bytes; the kernel does not tell it.
+func (i installed) burst() uint64 { return i.ticks * i.rate / (1e9 / 64) }
+
+func (i installed) is(b bucket) bool {
+	want := uint64(b.burst) * (1e9 / 64) / b.rate
+	return i.rate == b.rate && i.limit == b.limit && i.ticks+2 >= want && i.ticks <= want+2
+}
+
+// bucket returns a device's root token bucket; the zero one if it cannot be read.
+func (c *conn) bucket(index int) installed {
+	r := newRequest(unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(index, 0)) // without it, only listeners are told
 	r.answer = true
 	rep := c.one(r)
 	if rep.err != nil || len(rep.msgs[0]) < 20 {
-		return false
+		return installed{handle: tcHandle}
 	}
-	same := false
-	var rate []byte
+	out := installed{handle: binary.NativeEndian.Uint32(rep.msgs[0][8:])}
+	if out.handle != tcOther {
+		out.handle = tcHandle
+	}
+	var large uint64
 	for typ, v := range attrs(rep.msgs[0][20:]) {
 		if typ != tcaOptions {
 			continue
@@ -108,13 +134,16 @@ func (c *conn) hasBucket(index int, b bucket) bool {
 		for typ, v := range attrs(v) {
 			switch {
 			case typ == tbfRate:
-				rate = v
+				large = uint64(getUint(v))
 			case typ == tbfParms && len(v) >= 36:
-				ticks := uint64(binary.NativeEndian.Uint32(v[28:]))
-				wanted := uint64(b.burst) * (1e9 / 64) / b.rate
-				same = bytes.Equal(v[8:12], b.parms()[8:12]) && bytes.Equal(v[24:28], b.parms()[24:28]) && ticks+2 >= wanted && ticks <= wanted+2
+				out.rate = uint64(binary.NativeEndian.Uint32(v[8:]))
+				out.limit = binary.NativeEndian.Uint32(v[24:])
+				out.ticks = uint64(binary.NativeEndian.Uint32(v[28:]))
 			}
 		}
 	}
-	return same && (b.rate <= math.MaxUint32 || uint64(getUint(rate)) == b.rate)
+	if large != 0 {
+		out.rate = large
+	}
+	return out
 }
