@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -91,7 +93,7 @@ func TestColdStartWithTheAPIServerAway(t *testing.T) {
 	}
 	kubeconfig := filepath.Join(dir, "kubeconfig")
 	if err := os.WriteFile(kubeconfig, []byte(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: k, user: u}}],
-		clusters: [{name: k, cluster: {server: "https://10.9.0.1:6443"}}], users: [{name: u, user: {token: x}}]}`), 0o600); err != nil {
+		clusters: [{name: k, cluster: {server: "http://10.9.0.1:6443"}}], users: [{name: u, user: {token: x}}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cfg := model.Config{
@@ -129,10 +131,62 @@ func TestColdStartWithTheAPIServerAway(t *testing.T) {
 	if routes := ns.IP(t, "route"); !strings.Contains(routes, "10.244.2.0/24") {
 		t.Errorf("no route to the other node:\n%s", routes)
 	}
+	// The API server comes back and knows another cluster: what is gone goes, the pod notices nothing.
+	serveNodes(t, ns, "n1", "n3")
+	ping := ns.Run(t, "ping", "-i0.01", "-c200", "-W2", "10.244.1.77")
+	if !strings.Contains(ping, " 0% packet loss") {
+		t.Errorf("packets were lost while the API server came back:\n%s", ping)
+	}
+	for len(s.Problems) > 0 {
+		s = api.Status{}
+		if err := api.Call(ctx, socket, api.MethodStatus, struct{}{}, &s); err != nil {
+			t.Fatalf("%v, problems %q", err, s.Problems)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for routes := ""; strings.Contains(routes, "10.244.2.0/24") || !strings.Contains(routes, "10.244.3.0/24"); time.Sleep(20 * time.Millisecond) {
+		if routes = ns.IP(t, "route"); ctx.Err() != nil {
+			t.Fatalf("routes after the API server came back:\n%s", routes)
+		}
+	}
 	if err := api.Call(ctx, socket, api.MethodCNIDel, attach, nil); err != nil {
 		t.Errorf("DEL: %v", err)
 	}
 	if links := ns.IP(t, "link"); strings.Contains(links, reply.HostIf) {
 		t.Errorf("DEL left %s:\n%s", reply.HostIf, links)
 	}
+}
+
+// serveNodes is an API server at 10.9.0.1:6443 that has these nodes and nothing else, and in which nothing changes.
+func serveNodes(t *testing.T, ns *testkit.Netns, names ...string) {
+	t.Helper()
+	var items []string
+	for _, name := range names {
+		number := strings.TrimPrefix(name, "n")
+		items = append(items, fmt.Sprintf(`{"metadata": {"name": %q}, "spec": {"podCIDRs": ["10.244.%s.0/24"]},
+			"status": {"addresses": [{"type": "InternalIP", "address": "10.9.0.%s"}]}}`, name, number, number))
+	}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch q := r.URL.Query(); {
+		case q.Get("sendInitialEvents") != "":
+			w.WriteHeader(http.StatusUnprocessableEntity)
+		case q.Get("watch") != "":
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		case r.URL.Path == "/api/v1/nodes":
+			fmt.Fprintf(w, `{"metadata": {"resourceVersion": "1"}, "items": [%s]}`, strings.Join(items, ","))
+		default:
+			fmt.Fprint(w, `{"metadata": {"resourceVersion": "1"}, "items": []}`)
+		}
+	})
+	var l net.Listener
+	var err error
+	ns.Do(t, func() { l, err = net.Listen("tcp", "10.9.0.1:6443") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
 }
