@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"weft/internal/model"
 	"weft/internal/netset"
@@ -35,7 +36,8 @@ type Driver struct {
 	dir    string
 	log    *slog.Logger
 	objs   weftObjects
-	names  []string // of stats' keys
+	names  []string      // of stats' keys
+	wake   chan struct{} // of Watch, after Apply
 	layout string
 	salt   string // of the layout's hash, for tests
 
@@ -50,10 +52,14 @@ type Driver struct {
 	via    map[netip.Prefix]netip.Addr // a remote's node
 	filled bool
 
+	apply sync.Mutex // held by whoever changes the kernel; taken before mu
+	mode  attacher   // guarded by apply
+	last  time.Time  // guarded by apply; when Apply ended
+
 	mu       sync.Mutex
-	mode     attacher                  // written by the reconcile goroutine, guarded by mu for others
 	features map[string]*model.Feature // guarded by mu
 	hooked   map[plan.Key]hooked       // guarded by mu; rows whose programs are attached
+	waiting  map[plan.Key]bool         // guarded by mu; pods with filters that links shall replace
 }
 
 // Option changes how a Driver works; there is none that a node needs.
@@ -68,7 +74,8 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	d := &Driver{
 		dir: dir, log: log,
 		owner: map[netip.Addr]string{}, addrs: map[string][]netip.Addr{}, via: map[netip.Prefix]netip.Addr{},
-		features: map[string]*model.Feature{}, hooked: map[plan.Key]hooked{},
+		features: map[string]*model.Feature{}, hooked: map[plan.Key]hooked{}, waiting: map[plan.Key]bool{},
+		wake: make(chan struct{}, 1),
 	}
 	for _, o := range opts {
 		o(d)
@@ -97,6 +104,9 @@ func (d *Driver) Close() error { return d.objs.Close() }
 // Apply implements the reconciler's Driver. The first call enters all that is wanted into the maps before
 // it touches a link, so that maps of a new layout are complete when packets begin to see them.
 func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes) plan.Results {
+	d.apply.Lock()
+	defer d.apply.Unlock()
+	defer d.applied()
 	res := plan.Results{}
 	if !d.filled && len(changed.Upsert) > 0 {
 		d.fill(want)
@@ -117,6 +127,15 @@ func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes
 		res[r.Key()] = d.remove(r)
 	}
 	return res
+}
+
+// applied lets Watch know that there may be something to do when the node is calm.
+func (d *Driver) applied() {
+	d.last = time.Now()
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
 }
 
 // fill enters rows without attaching anything. Errors are told when the row's turn comes.
@@ -148,16 +167,16 @@ func (d *Driver) upsert(r plan.Row) error {
 		if err := d.putLocal(r, index); err != nil {
 			return err
 		}
-		return d.attach(r.Key(), hooked{r.HostIf, index}, d.objs.FromPod, d.objs.ToPod)
+		return d.attach(r.Key(), hooked{dev: r.HostIf, index: index, quick: true}, d.objs.FromPod, d.objs.ToPod)
 	case *plan.Hook:
 		index, err := interfaceIndex(r.Dev)
 		if err != nil {
 			return err
 		}
 		if r.Role == plan.RoleOverlay {
-			return d.attach(r.Key(), hooked{r.Dev, index}, d.objs.FromOverlay, d.objs.ToOverlay)
+			return d.attach(r.Key(), hooked{dev: r.Dev, index: index}, d.objs.FromOverlay, d.objs.ToOverlay)
 		}
-		return d.attach(r.Key(), hooked{r.Dev, index}, d.objs.FromNet, d.objs.ToNet)
+		return d.attach(r.Key(), hooked{dev: r.Dev, index: index}, d.objs.FromNet, d.objs.ToNet)
 	}
 	return fmt.Errorf("the eBPF driver has no use for a row of %s", r.Key().Kind)
 }
@@ -297,6 +316,8 @@ func (d *Driver) keepAddrs(hostIf string, keep []netip.Addr) error {
 
 // Sweep implements the reconciler's Driver.
 func (d *Driver) Sweep(_ context.Context, want plan.View) error {
+	d.apply.Lock()
+	defer d.apply.Unlock()
 	locals, devices := map[weftWeftAddr]bool{}, map[string]bool{}
 	for r := range plan.All[*plan.Local](want, plan.KindLocal) {
 		devices[r.HostIf] = true

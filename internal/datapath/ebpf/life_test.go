@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux"
 	"weft/internal/model"
 	"weft/internal/netset"
 	"weft/internal/plan"
@@ -209,18 +210,16 @@ func TestSweep(t *testing.T) {
 	})
 }
 
-// attached lists our programs on a device, as `tc` and the pins show them.
+// attached lists our programs on a device, as pins and `tc` show them.
 func (n *node) attached(dev string) []string {
 	n.t.Helper()
 	var out []string
-	for _, dir := range []string{"ingress", "egress"} {
-		if n.driver.mode.clsact {
-			text, _ := n.ns.Try(n.t, "tc", "filter", "show", "dev", dev, dir)
-			if strings.Contains(text, "weft_") {
-				out = append(out, dir)
-			}
-		} else if _, err := os.Stat(filepath.Join(n.pins, "links", dev+"-"+dir)); err == nil {
-			out = append(out, dir)
+	for _, dir := range directions() {
+		if _, err := os.Stat(n.driver.mode.pin(dev, dir)); err == nil {
+			out = append(out, dir.name+" link")
+		}
+		if text, _ := n.ns.Try(n.t, "tc", "filter", "show", "dev", dev, dir.name); strings.Contains(text, filterPrefix) {
+			out = append(out, dir.name+" filter")
 		}
 	}
 	return out
@@ -402,7 +401,7 @@ func TestWatch(t *testing.T) {
 		}{{p.row().Key(), p.hostIf}, {plan.Key{Kind: plan.KindHook, Name: uplink}, uplink}} {
 			// The watcher may not listen yet: take them off until it says so.
 			for deadline := time.Now().Add(3 * time.Second); ; {
-				if n.driver.mode.clsact {
+				if n.attached(c.dev)[0] == "ingress filter" {
 					n.ns.Run(t, "tc", "qdisc", "del", "dev", c.dev, "clsact")
 				} else if err := os.Remove(filepath.Join(n.pins, "links", c.dev+"-ingress")); err != nil {
 					t.Fatal(err)
@@ -429,4 +428,63 @@ func TestWatch(t *testing.T) {
 			t.Errorf("the watch ended with %v", err)
 		}
 	})
+}
+
+// TestCalm: a pod starts with filters, and moves to a link under traffic without a loss. An agent that died in the middle of
+// it leaves both, and its successor takes the filter off.
+func TestCalm(t *testing.T) {
+	n, _ := network(t, 1500)
+	p, q := n.addPod(1500), n.addPod(1500)
+	n.want(n.settings())
+	n.open()
+	rows := []plan.Row{n.settings(), p.row(), q.row()}
+	apply := func() {
+		within(t, n.ns, func() error {
+			var errs []error
+			for _, err := range n.driver.Apply(t.Context(), n.rows, plan.Changes{Upsert: rows}) {
+				errs = append(errs, err)
+			}
+			return errors.Join(errs...)
+		})
+	}
+	want := func(when, what string) {
+		t.Helper()
+		if on := strings.Join(n.attached(p.hostIf), ", "); on != what {
+			t.Errorf("%s: on %s: %s, want %s", when, p.hostIf, on, what)
+		}
+	}
+	apply()
+	want("at first", "ingress filter, egress filter")
+	talk(t, p, q)
+	lost := stream(t, p, q, netset.V4)
+	n.apply()
+	if n := lost(); n != 0 {
+		t.Errorf("%d datagrams got lost in the move", n)
+	}
+	want("when calm", "ingress link, egress filter")
+	if got := n.driver.Stats()["stack"]; got != 0 {
+		t.Errorf("%d packets were left to the stack", got)
+	}
+	within(t, n.ns, func() error { // a death between link and filter
+		index, err := interfaceIndex(p.hostIf)
+		return errors.Join(err, linux.AttachClsact(index, true, n.driver.objs.FromPod.FD(), "weft_from_pod"))
+	})
+	want("after a death", "ingress link, ingress filter, egress filter")
+	n.restart()
+	want("after the restart", "ingress link, egress filter")
+
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	fresh := n.addPod(1500)
+	rows = append(rows, fresh.row())
+	apply()
+	go n.ns.Do(t, func() { ended <- n.driver.Watch(ctx, func(k plan.Key, what string) { t.Errorf("%s: %s", k, what) }) })
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(strings.Join(n.attached(fresh.hostIf), ", "), "ingress link, egress"); {
+		if time.Now().After(deadline) {
+			t.Fatalf("Watch did not move %s: %v", fresh.hostIf, n.attached(fresh.hostIf))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	stop()
+	<-ended
 }

@@ -215,6 +215,8 @@ func (n *node) apply() {
 		for _, err := range n.driver.Apply(n.t.Context(), n.rows, ch) {
 			errs = append(errs, err)
 		}
+		for n.driver.calm() { // what Watch does
+		}
 		return errors.Join(errs...)
 	})
 }

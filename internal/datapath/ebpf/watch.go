@@ -20,13 +20,11 @@ const (
 	checkEvery = 30 * time.Second
 	// settle lets a change come to its end, also our own.
 	settle = 20 * time.Millisecond
+	// calmAfter is how long no row must have been applied before pods' filters are replaced by links, and
+	// calmPause the time between two of them.
+	calmAfter = time.Second
+	calmPause = 50 * time.Millisecond
 )
-
-// hooked is a device with our programs.
-type hooked struct {
-	dev   string
-	index int
-}
 
 // Watch reports rows whose programs somebody took off their device: at once where a pin was removed or a filter deleted, else
 // within half a minute. It blocks until ctx ends. Devices that vanish are seen by datapath/linux, too.
@@ -49,6 +47,8 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	told := map[plan.Key]string{}
+	calm := time.NewTimer(0)
+	defer calm.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -60,6 +60,14 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 		case <-events:
 			time.Sleep(settle)
 			d.checkHooks(told, changed)
+		case <-d.wake:
+			calm.Reset(calmAfter)
+		case <-calm.C:
+			if d.idle() < calmAfter {
+				calm.Reset(calmAfter)
+			} else if d.calm() {
+				calm.Reset(calmPause)
+			}
 		case <-tick.C:
 			d.checkHooks(told, changed)
 		}
@@ -68,15 +76,16 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 
 // checkHooks reports each missing program once, until it is there again.
 func (d *Driver) checkHooks(told map[plan.Key]string, changed func(plan.Key, string)) {
+	d.apply.Lock()
+	defer d.apply.Unlock()
 	d.mu.Lock()
-	mode := d.mode
 	devices := make(map[plan.Key]hooked, len(d.hooked))
 	for k, h := range d.hooked {
 		devices[k] = h
 	}
 	d.mu.Unlock()
 	for k, h := range devices {
-		what := mode.missing(h)
+		what := d.mode.missing(h)
 		if what != "" && told[k] != what {
 			changed(k, what)
 		}
@@ -84,15 +93,22 @@ func (d *Driver) checkHooks(told map[plan.Key]string, changed func(plan.Key, str
 	}
 }
 
+// idle is how long no row has been applied.
+func (d *Driver) idle() time.Duration {
+	d.apply.Lock()
+	defer d.apply.Unlock()
+	return time.Since(d.last)
+}
+
 // missing says which of our programs is not on a device, "" for none.
-func (a attacher) missing(h hooked) string {
-	if a.clsact {
-		if ok, err := linux.HasClsact(h.index); err == nil && !ok {
-			return "a filter of weft was removed from " + h.dev
+func (a *attacher) missing(h hooked) string {
+	for i, dir := range directions() {
+		if h.filter[i] {
+			if ok, err := linux.HasClsact(h.index, dir.ingress); err == nil && !ok {
+				return fmt.Sprintf("the filter of weft was removed from %s %s", h.dev, dir.name)
+			}
+			continue
 		}
-		return ""
-	}
-	for _, dir := range directions() {
 		l, err := link.LoadPinnedLink(a.pin(h.dev, dir), nil)
 		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Sprintf("the pinned link of %s %s was removed", h.dev, dir.name)

@@ -50,21 +50,19 @@ func clsactParent(ingress bool) uint32 {
 	return netlink.HANDLE_MIN_EGRESS
 }
 
-// DetachClsact removes our filters from a device. The qdisc stays: others may use it.
-func DetachClsact(ifindex int) error {
+// DetachClsact removes our filters of one direction from a device. The qdisc stays: others may use it.
+func DetachClsact(ifindex int, ingress bool) error {
 	link, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return nil //nolint:nilerr // the device is gone, and its filters with it
 	}
-	for _, ingress := range []bool{true, false} {
-		ours, err := clsactFilters(link, ingress)
-		if err != nil {
-			return err
-		}
-		for _, f := range ours {
-			if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("delete a filter of %s: %w", link.Attrs().Name, err)
-			}
+	ours, err := clsactFilters(link, ingress)
+	if err != nil {
+		return err
+	}
+	for _, f := range ours {
+		if err := netlink.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("delete a filter of %s: %w", link.Attrs().Name, err)
 		}
 	}
 	return nil
@@ -85,19 +83,14 @@ func clsactFilters(link netlink.Link, ingress bool) ([]netlink.Filter, error) {
 	return ours, nil
 }
 
-// HasClsact reports whether a device has our filters in both directions.
-func HasClsact(ifindex int) (bool, error) {
+// HasClsact reports whether a device has a filter of ours in a direction.
+func HasClsact(ifindex int, ingress bool) (bool, error) {
 	link, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return false, fmt.Errorf("find device %d: %w", ifindex, err)
 	}
-	for _, ingress := range []bool{true, false} {
-		ours, err := clsactFilters(link, ingress)
-		if err != nil || len(ours) == 0 {
-			return false, err
-		}
-	}
-	return true, nil
+	ours, err := clsactFilters(link, ingress)
+	return len(ours) > 0, err
 }
 
 // WatchClsact calls changed when a qdisc or filter of this network namespace is removed, until ctx ends. It returns
@@ -142,7 +135,7 @@ func SweepClsact(keep func(dev string) bool) error {
 	var errs []error
 	for _, l := range links {
 		if !keep(l.Attrs().Name) {
-			errs = append(errs, DetachClsact(l.Attrs().Index))
+			errs = append(errs, DetachClsact(l.Attrs().Index, true), DetachClsact(l.Attrs().Index, false))
 		}
 	}
 	return errors.Join(errs...)
