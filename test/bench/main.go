@@ -163,15 +163,19 @@ func (o *options) bench() error {
 	if err != nil {
 		return err
 	}
+	if o.weft, err = filepath.Abs(o.weft); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "weft-bench-")
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	if o.weft, err = filepath.Abs(o.weft); err != nil {
-		return err
-	}
 	r := &rig{ctx: ctx, dir: dir, self: self, log: func(f string, a ...any) { fmt.Fprintf(os.Stderr, f+"\n", a...) }}
+	defer func() {
+		if err := r.close(); err != nil {
+			r.log("bench: %v", err)
+		}
+	}()
 	rep := newReport()
 	rep.Noisy = o.noisy
 	for _, part := range []struct {

@@ -65,6 +65,25 @@ type rig struct {
 	dir  string // scratch files, on disk
 	self string // this program
 	log  func(format string, a ...any)
+
+	mounts []string
+}
+
+// mount mounts a filesystem below the scratch directory.
+func (r *rig) mount(kind, path string) error {
+	if err := unix.Mount(kind, path, kind, 0, ""); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", kind, path, err)
+	}
+	r.mounts = append(r.mounts, path)
+	return nil
+}
+
+// close removes the scratch directory. All else goes with the process.
+func (r *rig) close() error {
+	for _, m := range r.mounts {
+		_ = unix.Unmount(m, unix.MNT_DETACH) // RemoveAll tells if this did not work
+	}
+	return os.RemoveAll(r.dir)
 }
 
 // inNS runs f in a thread that is in the named network namespace. Children started by f are in it too.

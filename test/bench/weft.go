@@ -9,8 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // weftNode is a real agent in a node namespace, with the file source and everything on that is on by default.
@@ -38,8 +36,8 @@ func (r *rig) startWeft(o *options, ns string, index int, backend string) (*weft
 			return nil, err
 		}
 	}
-	if err := unix.Mount("bpf", filepath.Join(n.dir, "bpf"), "bpf", 0, ""); err != nil {
-		return nil, fmt.Errorf("mount bpffs: %w", err)
+	if err := r.mount("bpf", filepath.Join(n.dir, "bpf")); err != nil {
+		return nil, err
 	}
 	if err := n.configure(o, backend); err != nil {
 		return nil, err
