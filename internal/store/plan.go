@@ -297,16 +297,22 @@ func (s *Store) WatchKind(kind model.Kind) <-chan struct{} {
 }
 
 // WaitDone returns nil once the plan follows the owner's intent and all of its rows, at least one, are Done.
-// At the end of ctx the error is that of the first row that is not.
+// At the end of ctx the error is that of the first row that is not, in the order in which rows are applied: what
+// the others wait for.
 func (s *Store) WaitDone(ctx context.Context, owner model.Key) error {
 	return s.wait(ctx, owner, func(rows []*Row) error {
 		if len(rows) == 0 {
 			return fmt.Errorf("%s: nothing is planned for it yet: this node's address or underlay device is not known", owner)
 		}
+		var first *Row
+		order := plan.Kinds()
 		for _, r := range rows {
-			if r.Status != Done {
-				return cmpErr(r)
+			if r.Status != Done && (first == nil || slices.Index(order, r.Row.Key().Kind) < slices.Index(order, first.Row.Key().Kind)) {
+				first = r
 			}
+		}
+		if first != nil {
+			return cmpErr(first)
 		}
 		return nil
 	})
