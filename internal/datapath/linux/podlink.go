@@ -43,7 +43,7 @@ func (a *apply) setPodLink(l *plan.PodLink) error {
 	case err != nil:
 		return fmt.Errorf("find link %s: %w", l.HostIf, err)
 	case host == nil:
-		return fmt.Errorf("make link %s: interface %s exists already in %s", l.HostIf, l.IfName, l.Netns)
+		return fmt.Errorf("make link %s: interface %s exists already in %s: %w", l.HostIf, l.IfName, l.Netns, unix.EEXIST)
 	case !host.ours() || host.kind != "veth":
 		return fmt.Errorf("make link %s: a foreign interface has that name (kind %q, alias %q)", l.HostIf, host.kind, host.alias)
 	}
