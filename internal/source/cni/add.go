@@ -201,7 +201,7 @@ func (s *Source) reserve(ctx context.Context, r ipam.Request) (ipam.Lease, error
 // waitDone waits for the endpoint's rows. What no repetition can cure ends it before ctx does.
 func (s *Source) waitDone(ctx context.Context, l *ipam.Lease) error {
 	for {
-		slice, cancel := context.WithTimeout(ctx, time.Second)
+		slice, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 		err := s.store.WaitDone(slice, l.Endpoint.Key())
 		cancel()
 		switch {

@@ -354,10 +354,10 @@ func TestEndings(t *testing.T) {
 			}
 			w.wantKernel(t)
 		}},
-		"namespace gone": {code: 3, word: "gone", wait: time.Second, happen: func(_ *testing.T, w *world, _ *Source, a api.Attachment, _ func()) {
+		"namespace gone": {code: 3, word: "gone", wait: 500 * time.Millisecond, happen: func(_ *testing.T, w *world, _ *Source, a api.Attachment, _ func()) {
 			w.set(func() { delete(w.netns, a.Netns) })
 		}},
-		"interface exists": {code: 7, word: "file exists", wait: time.Second, happen: func(_ *testing.T, w *world, _ *Source, _ api.Attachment, _ func()) {
+		"interface exists": {code: 7, word: "file exists", wait: 500 * time.Millisecond, happen: func(_ *testing.T, w *world, _ *Source, _ api.Attachment, _ func()) {
 			w.set(func() { w.refuse = fmt.Errorf("make link weftx: %w", syscall.EEXIST) })
 		}},
 	} {
