@@ -42,7 +42,8 @@ func TestVerified(t *testing.T) {
 		got, _ := info.VerifiedInstructions()
 		have := len(spec.Programs[c.name].Instructions)
 		t.Logf("%-13s %5d instructions, %6d verified", c.name, have, got)
-		if int(got) > c.verified || have > c.insns {
+		// How far the verifier walks differs between kernels; older ones prune less.
+		if kernelIs(t, 6, 12) && int(got) > c.verified || have > c.insns {
 			t.Errorf("%s has %d instructions, the verifier walked through %d; want at most %d and %d", c.name, have, got, c.insns, c.verified)
 		}
 	}

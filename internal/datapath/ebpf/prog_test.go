@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"weft/internal/model"
 	"weft/internal/netset"
@@ -334,6 +335,23 @@ func TestTunnelBytes(t *testing.T) {
 	}
 }
 
+// popsOther says whether the kernel can leave a packet of the other family when it removes a header (Linux 6.3).
+func popsOther(t *testing.T) bool { return kernelIs(t, 6, 3) }
+
+// kernelIs says whether this kernel is at least the given one.
+func kernelIs(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var x, y int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &x, &y); err != nil {
+		t.Fatal(err)
+	}
+	return x > major || x == major && y >= minor
+}
+
 func pushPop(t *testing.T, n, peer *node, outer, f netset.Family, tos byte) {
 	a, b := n.pods[0], peer.pods[0]
 	gw := model.GatewayMAC
@@ -349,16 +367,20 @@ func pushPop(t *testing.T, n, peer *node, outer, f netset.Family, tos byte) {
 		if want := outerOf(n, peer, outer, inner.bytes(), out, tos); verdict != verdictRedirect || len(out) < 14 || !bytes.Equal(out[14:], want) {
 			t.Fatalf("%s: verdict %d, packet:\n%s\nwant:\n%s", way.name, int32(verdict), dump(out), dump(want))
 		}
-		peer.check(t, step{
+		pop := step{
 			name: "pop/" + way.name, prog: peer.driver.objs.FromNet, dev: uplink, in: out, verdict: verdictRedirect, reason: "local",
 			out: inner.forwarded(b.mac, gw).bytes(),
-		})
+		}
+		if f != outer && !popsOther(t) {
+			pop.verdict, pop.reason, pop.out = verdictNext, "", nil // the device does it
+		}
+		peer.check(t, pop)
 	}
 }
 
 func TestFromNet(t *testing.T) {
 	for _, outer := range netset.Families() {
-		eachFamily(t, outer, true, func(_ *testing.T, n, peer *node, f netset.Family) []step {
+		eachFamily(t, outer, true, func(t *testing.T, n, peer *node, f netset.Family) []step {
 			a := n.pods[0]
 			prog, gw := n.driver.objs.FromNet, model.GatewayMAC
 			plain := frame{dstMAC: model.MAC{2, 1}, src: remotePod(peer, f), dst: a.addr(f), proto: protoTCP, payload: tcp(1000, 80, 10)}
@@ -374,15 +396,20 @@ func TestFromNet(t *testing.T) {
 				return step{name: name, prog: prog, dev: uplink, in: in.bytes(), verdict: verdictDrop, reason: reason}
 			}
 			good := carrier(1, inner)
+			popped := func(name string, inner frame) step {
+				if f != outer && !popsOther(t) {
+					return left(name, carrier(1, inner), nil)
+				}
+				return step{
+					name: name, prog: prog, dev: uplink, in: carrier(1, inner).bytes(), verdict: verdictRedirect, reason: "local",
+					out: inner.forwarded(a.mac, gw).bytes(),
+				}
+			}
 			superpacket := func(s *skb) { s.GSOSize, s.GSOSegs = 600, 2 }
 			return []step{
 				{name: "direct", prog: prog, dev: uplink, in: plain.bytes(), verdict: verdictRedirect, reason: "local", out: plain.forwarded(a.mac, gw).bytes()},
-				{name: "tunnelled", prog: prog, dev: uplink, in: good.bytes(), verdict: verdictRedirect, reason: "local", out: inner.forwarded(a.mac, gw).bytes()},
-				{
-					name: "tunnelled fragment", prog: prog, dev: uplink, verdict: verdictRedirect, reason: "local",
-					in:  carrier(1, with(inner, func(f *frame) { f.fragment = 0x2001 })).bytes(),
-					out: with(inner, func(f *frame) { f.fragment = 0x2001 }).forwarded(a.mac, gw).bytes(),
-				},
+				popped("tunnelled", inner),
+				popped("tunnelled fragment", with(inner, func(f *frame) { f.fragment = 0x2001 })),
 				left("tunnelled UDP superpacket", carrier(1, with(inner, func(f *frame) { f.proto, f.payload = protoUDP, udp(1, 2, make([]byte, 1200)) })), superpacket),
 				left("tunnelled to the node", carrier(1, with(inner, func(x *frame) { x.dst = netset.First(n.addrs, f) })), nil),
 				left("tunnelled, last hop", carrier(1, with(inner, func(f *frame) { f.ttl = 1 })), nil),
