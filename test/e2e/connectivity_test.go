@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -37,10 +39,9 @@ func TestSingleStack(t *testing.T) {
 				if t.Failed() {
 					_ = diagnose(c)
 				}
-				if err := c.Down(t.Context()); err != nil {
-					t.Error(err)
-				}
-				if err := leftovers(dir); err != nil {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				if err := errors.Join(c.Down(ctx), leftovers(dir)); err != nil {
 					t.Error(err)
 				}
 			})

@@ -159,7 +159,10 @@ func (c *Cluster) StopNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return h.Stop(ctx)
+	if err := h.Stop(ctx); err != nil {
+		return err
+	}
+	return host.DestroyCgroup(c.cgroup(name)) // a kubelet takes what it finds there for running containers
 }
 
 // Down ends the cluster and removes its directory.
