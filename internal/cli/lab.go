@@ -17,6 +17,8 @@ import (
 
 	"weft/internal/host"
 	"weft/internal/lab"
+	"weft/internal/lab/kubelet"
+	"weft/internal/lab/probe"
 )
 
 // LabCommand is `weft lab`: try weft, and test manifests, on one machine.
@@ -47,7 +49,7 @@ It needs root and Linux, and touches nothing outside its namespaces, its cgroup
 		return names
 	}))
 	c.AddCommand(labUp(), labDown(), labList(), labApply(), labDelete(), labGet(), labExec(), labLogs(), labNode(),
-		labProbe(), labTest(), labDemo(), labHostInit(), labRuntime())
+		labProbe(), labTest(), labDemo(), labHostInit(), labKubelet())
 	return c
 }
 
@@ -61,20 +63,20 @@ func openLab(cmd *cobra.Command) (*lab.Lab, error) {
 func labHostInit() *cobra.Command {
 	return &cobra.Command{
 		Use: "host-init DIR", Hidden: true, Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return host.Init(args[0], lab.Respond) },
+		RunE: func(_ *cobra.Command, args []string) error { return host.Init(args[0], probe.Respond) },
 	}
 }
 
-// labRuntime is the process that runs a node's pods.
-func labRuntime() *cobra.Command {
+// labKubelet is the process that runs a node's pods.
+func labKubelet() *cobra.Command {
 	return &cobra.Command{
-		Use: "runtime NODE", Hidden: true, Args: cobra.ExactArgs(1),
+		Use: "kubelet NODE", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := lab.NewRuntime(args[0], os.Stderr)
+			k, err := kubelet.New(args[0], lab.InitArgs(), os.Stderr)
 			if err != nil {
 				return err
 			}
-			return r.Run(cmd.Context())
+			return k.Run(cmd.Context())
 		},
 	}
 }
@@ -326,7 +328,7 @@ func labNode() *cobra.Command {
 		Short: "Run a command on a node, or stop and start it or its agent",
 		Long: `Runs a command on a node ("outside" and "wire" are hosts too), with the node's /etc, /run,
 /opt and /var/lib and with weft in the PATH. Without --, a verb acts on the whole node or
-on one of its processes (agent, runtime).
+on one of its processes (agent, kubelet).
 
 stop of a process is SIGTERM and stays; kill is SIGKILL, after which the node's supervisor
 starts it again, as does restart. stop of a node is a power cut; start brings it back.`,
@@ -376,7 +378,7 @@ starts it again, as does restart. stop of a node is a power cut; start brings it
 				case len(args) == 0:
 					return append(l.NodeNames(), lab.OutsideHost)
 				case len(args) == 1:
-					return []string{"agent", "runtime", "stop", "start", "reboot"}
+					return []string{"agent", "kubelet", "stop", "start", "reboot"}
 				}
 				return []string{"stop", "start", "restart", "kill", "logs"}
 			})(cmd, args, prefix)

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/internal/lab"
+	"weft/internal/lab/script"
 )
 
 func labProbe() *cobra.Command {
@@ -59,21 +59,21 @@ The exit code is 1 if an address was not reached.`,
 
 func labTest() *cobra.Command {
 	var keep bool
-	var lb lab.Script
+	var s script.Script
 	c := &cobra.Command{
 		Use:   "test SCRIPT...",
 		Short: "Run scenarios in labs of their own and report",
 		Long: `Runs txtar scripts, each in a lab of its own that is taken down afterwards, and prints what
 was tried and how long it took. The exit code is 1 if an expectation failed.
 
-` + lab.ScriptHelp(),
+` + script.Help(),
 		Example: "  weft lab test policy.txtar\n  weft lab test --keep tests/*.txtar",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			lb.Keep, lb.Out = keep, cmd.OutOrStdout()
+			s.Keep, s.Out = keep, cmd.OutOrStdout()
 			failed := 0
 			for _, file := range args {
-				if err := lb.RunFile(cmd.Context(), file); err != nil {
+				if err := s.RunFile(cmd.Context(), file); err != nil {
 					failed++
 					fmt.Fprintln(cmd.ErrOrStderr(), "FAIL "+err.Error())
 				}
@@ -85,6 +85,6 @@ was tried and how long it took. The exit code is 1 if an expectation failed.
 		},
 	}
 	c.Flags().BoolVar(&keep, "keep", false, "leave the lab up to look around in it")
-	c.Flags().BoolVarP(&lb.Verbose, "verbose", "v", false, "print each command and its output")
+	c.Flags().BoolVarP(&s.Verbose, "verbose", "v", false, "print each command and its output")
 	return c
 }

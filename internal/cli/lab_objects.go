@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/internal/lab"
+	labobjects "weft/internal/lab/objects"
 )
 
 func labApply() *cobra.Command {
@@ -100,7 +101,7 @@ func filesFlag(c *cobra.Command, files *[]string) {
 	c.Flags().StringSliceVarP(files, "filename", "f", nil, "file or directory of manifests, or - for standard input; may be repeated")
 }
 
-func labObjects(cmd *cobra.Command, files []string) (*lab.Lab, []*lab.Object, error) {
+func labObjects(cmd *cobra.Command, files []string) (*lab.Lab, []*labobjects.Object, error) {
 	l, err := openLab(cmd)
 	if err != nil {
 		return nil, nil, err
@@ -108,7 +109,7 @@ func labObjects(cmd *cobra.Command, files []string) (*lab.Lab, []*lab.Object, er
 	if len(files) == 0 && cmd.Name() == "apply" {
 		return nil, nil, errors.New("want -f FILE")
 	}
-	objs, err := lab.ReadManifests(cmd.InOrStdin(), files...)
+	objs, err := labobjects.ReadManifests(cmd.InOrStdin(), files...)
 	if err == nil && len(files) > 0 && len(objs) == 0 {
 		err = fmt.Errorf("no object in %s", strings.Join(files, ", "))
 	}
@@ -185,7 +186,7 @@ func completeObjects(namespace *string) func(*cobra.Command, []string, string) (
 }
 
 // list is what -o json and -o yaml print: one object, or a List.
-func list(objs []*lab.Object, one bool) any {
+func list(objs []*labobjects.Object, one bool) any {
 	if one && len(objs) == 1 {
 		return objs[0].Object
 	}
@@ -249,7 +250,7 @@ func join[T fmt.Stringer](all []T) string {
 }
 
 // showObjects prints pods with what they do, other objects with their names.
-func showObjects(w io.Writer, objs []*lab.Object, namespace string, wide bool, what string) error {
+func showObjects(w io.Writer, objs []*labobjects.Object, namespace string, wide bool, what string) error {
 	if len(objs) == 0 {
 		_, err := fmt.Fprintf(w, "no %s\n", what)
 		return err

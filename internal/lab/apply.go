@@ -1,9 +1,8 @@
 package lab
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"weft/internal/lab/objects"
 )
 
 // Change is what apply or delete did with one object.
@@ -25,9 +26,9 @@ type Change struct {
 // Apply makes the lab's objects as given; namespace is for objects that name none.
 // Nothing is changed if one of them cannot be. Workloads become pods at once; a pod
 // whose spec changed is replaced. It does not wait: see AwaitReady.
-func (l *Lab) Apply(namespace string, objs []*Object) ([]Change, error) {
+func (l *Lab) Apply(namespace string, objs []*objects.Object) ([]Change, error) {
 	var changes []Change
-	err := l.store.locked(func() error {
+	err := l.store.Locked(func() error {
 		want, notes, err := l.prepare(namespace, objs)
 		if err != nil {
 			return err
@@ -41,7 +42,7 @@ func (l *Lab) Apply(namespace string, objs []*Object) ([]Change, error) {
 			if err != nil {
 				return err
 			}
-			c.Notes = notes[refOf(o)]
+			c.Notes = notes[objects.RefOf(o)]
 			changes = append(changes, c)
 			more, err := l.applyPods(o, load)
 			if err != nil {
@@ -55,15 +56,15 @@ func (l *Lab) Apply(namespace string, objs []*Object) ([]Change, error) {
 }
 
 // prepare checks all objects before the first is written.
-func (l *Lab) prepare(namespace string, objs []*Object) ([]*Object, map[ref][]string, error) {
-	var out []*Object
+func (l *Lab) prepare(namespace string, objs []*objects.Object) ([]*objects.Object, map[objects.Ref][]string, error) {
+	var out []*objects.Object
 	var errs []error
-	notes := map[ref][]string{}
-	have := map[ref]bool{}
+	notes := map[objects.Ref][]string{}
+	have := map[objects.Ref]bool{}
 	for _, o := range objs {
 		o = o.DeepCopy()
-		settle(o, namespace)
-		r := refOf(o)
+		objects.Settle(o, namespace)
+		r := objects.RefOf(o)
 		if have[r] {
 			errs = append(errs, fmt.Errorf("%s is given twice", r))
 			continue
@@ -75,30 +76,30 @@ func (l *Lab) prepare(namespace string, objs []*Object) ([]*Object, map[ref][]st
 		}
 		out = append(out, o)
 	}
-	var spaces []*Object
+	var spaces []*objects.Object
 	for _, o := range out {
-		ns := ref{"Namespace", "", o.GetNamespace()}
+		ns := objects.Ref{Kind: "Namespace", Name: o.GetNamespace()}
 		if ns.Name == "" || have[ns] {
 			continue
 		}
 		have[ns] = true
-		if old, err := l.store.get(ns); old == nil && err == nil {
+		if old, err := l.store.Get(ns); old == nil && err == nil {
 			spaces = append(spaces, newNamespace(ns.Name))
 		}
 	}
 	return append(spaces, out...), notes, errors.Join(errs...)
 }
 
-func newNamespace(name string) *Object {
-	o := &Object{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace"}}
+func newNamespace(name string) *objects.Object {
+	o := &objects.Object{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace"}}
 	o.SetName(name)
 	o.SetLabels(map[string]string{"kubernetes.io/metadata.name": name})
 	return o
 }
 
 // checkObject refuses what the lab cannot do and notes what it does not do.
-func (l *Lab) checkObject(o *Object, notes map[ref][]string) error {
-	r := refOf(o)
+func (l *Lab) checkObject(o *objects.Object, notes map[objects.Ref][]string) error {
+	r := objects.RefOf(o)
 	switch kind := o.GetKind(); {
 	case kind == "Pod":
 		w, err := l.checkPod(o)
@@ -134,7 +135,7 @@ func (l *Lab) checkObject(o *Object, notes map[ref][]string) error {
 
 // load counts the pods of each node.
 func (l *Lab) load() (map[string]int, error) {
-	pods, err := l.store.list("Pod")
+	pods, err := l.store.List("Pod")
 	load := map[string]int{}
 	for _, p := range pods {
 		n, _, _ := unstructured.NestedString(p.Object, "spec", "nodeName")
@@ -144,9 +145,9 @@ func (l *Lab) load() (map[string]int, error) {
 }
 
 // applyOne writes one object. The caller holds the lock.
-func (l *Lab) applyOne(o *Object, load map[string]int) (Change, error) {
-	c := Change{Object: refOf(o).String(), What: "configured"}
-	old, err := l.store.get(refOf(o))
+func (l *Lab) applyOne(o *objects.Object, load map[string]int) (Change, error) {
+	c := Change{Object: objects.RefOf(o).String(), What: "configured"}
+	old, err := l.store.Get(objects.RefOf(o))
 	if err != nil {
 		return c, err
 	}
@@ -173,52 +174,40 @@ func (l *Lab) applyOne(o *Object, load map[string]int) (Change, error) {
 			c.What = "replaced"
 		}
 	}
-	stamp(next)
-	if old != nil && same(old.Object, next.Object) {
+	objects.Stamp(next)
+	if old != nil && objects.Same(old.Object, next.Object) {
 		c.What = "unchanged"
 		return c, nil
 	}
-	return c, l.store.put(next)
+	return c, l.store.Put(next)
 }
 
 // place binds a pod to a node. A pod whose spec changed becomes another one.
-func (l *Lab) place(old, next *Object, load map[string]int) (replaced bool, err error) {
+func (l *Lab) place(old, next *objects.Object, load map[string]int) (replaced bool, err error) {
 	if old == nil {
 		return false, l.schedule(next, load)
 	}
-	moved := nodeOf(next) != "" && nodeOf(next) != nodeOf(old)
-	if old.GetDeletionTimestamp() == nil && !moved && same(plainSpec(old), plainSpec(next)) {
-		return false, unstructured.SetNestedField(next.Object, nodeOf(old), "spec", "nodeName")
+	moved := objects.NodeOf(next) != "" && objects.NodeOf(next) != objects.NodeOf(old)
+	if old.GetDeletionTimestamp() == nil && !moved && objects.Same(plainSpec(old), plainSpec(next)) {
+		return false, unstructured.SetNestedField(next.Object, objects.NodeOf(old), "spec", "nodeName")
 	}
 	for _, path := range [][]string{{"status"}, {"metadata", "uid"}, {"metadata", "creationTimestamp"}} {
 		unstructured.RemoveNestedField(next.Object, path...)
 	}
-	load[nodeOf(old)]--
+	load[objects.NodeOf(old)]--
 	return true, l.schedule(next, load)
 }
 
-func nodeOf(pod *Object) string {
-	n, _, _ := unstructured.NestedString(pod.Object, "spec", "nodeName")
-	return n
-}
-
 // plainSpec is the pod's spec without what the lab filled in.
-func plainSpec(pod *Object) map[string]any {
+func plainSpec(pod *objects.Object) map[string]any {
 	spec, _, _ := unstructured.NestedMap(pod.Object, "spec")
 	spec = maps.Clone(spec)
 	delete(spec, "nodeName")
 	return spec
 }
 
-// same compares as JSON does, to which 1 and 1.0 are one number.
-func same(a, b any) bool {
-	x, err1 := json.Marshal(a)
-	y, err2 := json.Marshal(b)
-	return err1 == nil && err2 == nil && bytes.Equal(x, y)
-}
-
 // relabel is the lab's node with the labels and annotations of what was applied.
-func relabel(old, o *Object) *Object {
+func relabel(old, o *objects.Object) *objects.Object {
 	n := old.DeepCopy()
 	ls, as := n.GetLabels(), n.GetAnnotations()
 	if as == nil {
@@ -234,7 +223,7 @@ func relabel(old, o *Object) *Object {
 }
 
 // applyPods makes the pods of a workload what it says, and deletes those beyond.
-func (l *Lab) applyPods(o *Object, load map[string]int) ([]Change, error) {
+func (l *Lab) applyPods(o *objects.Object, load map[string]int) ([]Change, error) {
 	pods, err := l.pods(o)
 	if err != nil || workloadKinds()[o.GetKind()] == nil {
 		return nil, err
@@ -258,16 +247,16 @@ func (l *Lab) applyPods(o *Object, load map[string]int) ([]Change, error) {
 			if err := l.markDeleted(p); err != nil {
 				return out, err
 			}
-			out = append(out, Change{Object: refOf(p).String(), What: "deleted"})
+			out = append(out, Change{Object: objects.RefOf(p).String(), What: "deleted"})
 		}
 	}
 	return out, nil
 }
 
 // owned lists the pods of a workload.
-func (l *Lab) owned(o *Object) ([]*Object, error) {
-	pods, err := l.store.list("Pod")
-	return slices.DeleteFunc(pods, func(p *Object) bool {
+func (l *Lab) owned(o *objects.Object) ([]*objects.Object, error) {
+	pods, err := l.store.List("Pod")
+	return slices.DeleteFunc(pods, func(p *objects.Object) bool {
 		return p.GetNamespace() != o.GetNamespace() || !slices.ContainsFunc(p.GetOwnerReferences(), func(r metav1.OwnerReference) bool {
 			return r.Kind == o.GetKind() && r.Name == o.GetName()
 		})
@@ -276,24 +265,24 @@ func (l *Lab) owned(o *Object) ([]*Object, error) {
 
 // markDeleted asks the pod's node to stop it and to remove the object then. A pod
 // whose node is down goes at once.
-func (l *Lab) markDeleted(pod *Object) error {
-	if _, err := l.Host(nodeOf(pod)); err != nil {
-		return l.store.remove(refOf(pod))
+func (l *Lab) markDeleted(pod *objects.Object) error {
+	if _, err := l.Host(objects.NodeOf(pod)); err != nil {
+		return l.store.Remove(objects.RefOf(pod))
 	}
 	now := metav1.Now()
 	pod.SetDeletionTimestamp(&now)
-	return l.store.put(pod)
+	return l.store.Put(pod)
 }
 
 // Delete removes objects, the pods of workloads and everything in namespaces. Objects
 // that are not there are reported. It does not wait: see AwaitGone.
-func (l *Lab) Delete(namespace string, objs []*Object) ([]Change, error) {
+func (l *Lab) Delete(namespace string, objs []*objects.Object) ([]Change, error) {
 	var changes []Change
 	var errs []error
-	err := l.store.locked(func() error {
+	err := l.store.Locked(func() error {
 		for _, o := range objs {
 			o = o.DeepCopy()
-			settle(o, namespace)
+			objects.Settle(o, namespace)
 			c, err := l.deleteOne(o)
 			changes, errs = append(changes, c...), append(errs, err)
 		}
@@ -302,9 +291,9 @@ func (l *Lab) Delete(namespace string, objs []*Object) ([]Change, error) {
 	return changes, errors.Join(append(errs, err)...)
 }
 
-func (l *Lab) deleteOne(o *Object) ([]Change, error) {
-	r := refOf(o)
-	old, err := l.store.get(r)
+func (l *Lab) deleteOne(o *objects.Object) ([]Change, error) {
+	r := objects.RefOf(o)
+	old, err := l.store.Get(r)
 	if err != nil {
 		return nil, err
 	}
@@ -317,13 +306,13 @@ func (l *Lab) deleteOne(o *Object) ([]Change, error) {
 	case "Pod":
 		return []Change{{Object: r.String(), What: "deleted"}}, l.markDeleted(old)
 	}
-	var below []*Object
+	var below []*objects.Object
 	if r.Kind == "Namespace" {
-		all, err := l.store.list("")
+		all, err := l.store.List("")
 		if err != nil {
 			return nil, err
 		}
-		below = slices.DeleteFunc(all, func(x *Object) bool { return x.GetNamespace() != r.Name })
+		below = slices.DeleteFunc(all, func(x *objects.Object) bool { return x.GetNamespace() != r.Name })
 	} else if below, err = l.owned(old); err != nil {
 		return nil, err
 	}
@@ -332,26 +321,26 @@ func (l *Lab) deleteOne(o *Object) ([]Change, error) {
 		if x.GetKind() == "Pod" {
 			err = l.markDeleted(x)
 		} else {
-			err = l.store.remove(refOf(x))
+			err = l.store.Remove(objects.RefOf(x))
 		}
 		if err != nil {
 			return changes, err
 		}
-		changes = append(changes, Change{Object: refOf(x).String(), What: "deleted"})
+		changes = append(changes, Change{Object: objects.RefOf(x).String(), What: "deleted"})
 	}
-	return changes, l.store.remove(r)
+	return changes, l.store.Remove(r)
 }
 
 // AwaitReady returns when every pod of the lab is ready or has succeeded. When ctx
 // ends first, the error says for each pod that is not why.
 func (l *Lab) AwaitReady(ctx context.Context) error {
 	var waiting []string
-	err := l.store.await(ctx, func() (bool, error) {
+	err := l.store.Await(ctx, func() (bool, error) {
 		waiting = waiting[:0]
-		pods, err := l.store.list("Pod")
+		pods, err := l.store.List("Pod")
 		for _, p := range pods {
 			if ready, why := podReady(p); !ready {
-				waiting = append(waiting, refOf(p).String()+" on "+nodeOf(p)+": "+why)
+				waiting = append(waiting, objects.RefOf(p).String()+" on "+objects.NodeOf(p)+": "+why)
 			}
 		}
 		return len(waiting) == 0, err
@@ -362,12 +351,12 @@ func (l *Lab) AwaitReady(ctx context.Context) error {
 // AwaitGone returns when none of the deleted pods is left.
 func (l *Lab) AwaitGone(ctx context.Context) error {
 	var waiting []string
-	err := l.store.await(ctx, func() (bool, error) {
+	err := l.store.Await(ctx, func() (bool, error) {
 		waiting = waiting[:0]
-		pods, err := l.store.list("Pod")
+		pods, err := l.store.List("Pod")
 		for _, p := range pods {
 			if p.GetDeletionTimestamp() != nil {
-				waiting = append(waiting, refOf(p).String()+" on "+nodeOf(p))
+				waiting = append(waiting, objects.RefOf(p).String()+" on "+objects.NodeOf(p))
 			}
 		}
 		return len(waiting) == 0, err
@@ -383,8 +372,8 @@ func explain(ctx context.Context, err error, what string, waiting []string) erro
 }
 
 // podReady reports whether a pod is done with starting, or why not.
-func podReady(p *Object) (bool, string) {
-	pod, err := decode[corev1.Pod](p)
+func podReady(p *objects.Object) (bool, string) {
+	pod, err := objects.Decode[corev1.Pod](p)
 	if err != nil {
 		return false, err.Error()
 	}
@@ -399,7 +388,7 @@ func podReady(p *Object) (bool, string) {
 			return true, ""
 		}
 	}
-	why := []string{strings.ToLower(cmpOr(string(pod.Status.Phase), "pending"))}
+	why := []string{strings.ToLower(cmp.Or(string(pod.Status.Phase), "pending"))}
 	if pod.Status.Message != "" {
 		why = append(why, pod.Status.Message)
 	}

@@ -2,13 +2,8 @@ package lab
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 const podA = `
@@ -181,74 +176,5 @@ func TestApplyRefuses(t *testing.T) {
 		if pods, _ := l.Get("pods", ""); len(pods) > 0 {
 			t.Fatalf("a refused manifest left %v", pods)
 		}
-	}
-}
-
-func TestManifestErrors(t *testing.T) {
-	for _, c := range []struct {
-		text  string
-		words []string
-	}{
-		{"kind: Pod\nmetadata: {name: a}", []string{"test: document 1", "apiVersion"}},
-		{"apiVersion: v1\nmetadata: {name: a}", []string{"kind is missing"}},
-		{"apiVersion: v1\nkind: Pod", []string{"metadata.name"}},
-		{"apiVersion: v1\nkind: Pod\nmetadata: {generateName: a-}", []string{"metadata.generateName"}},
-		{"apiVersion: v1\nkind: Pod\nmetadata: {name: ../x}", []string{"metadata.name"}},
-		{"apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: a/b}", []string{"metadata.namespace"}},
-		{"apiVersion: v1\nkind: ../Pod\nmetadata: {name: a}", []string{"kind"}},
-		{"a: 1\na: 2", []string{"document 1", `key "a" already set`}},
-		{"{}\n---\n\tx", []string{"document 2"}},
-		{"- a", []string{"document 1"}},
-	} {
-		_, err := ParseManifests("test", strings.NewReader(c.text))
-		wantError(t, err, c.words...)
-	}
-	dir := t.TempDir()
-	_, err := ReadManifests(nil, dir, filepath.Join(dir, "none.yaml"))
-	wantError(t, err, "no *.yaml", "none.yaml: no such file")
-	if err := os.WriteFile(filepath.Join(dir, "a.yml"), []byte(podA), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	objs, err := ReadManifests(strings.NewReader(deployment(1, "v1")), dir, "-")
-	if err != nil || len(objs) != 2 {
-		t.Errorf("%v, %v", objs, err)
-	}
-}
-
-// What a pod becomes: a process for a container with a command, ports for the others.
-func TestPodSpec(t *testing.T) {
-	objs := parse(t, `
-apiVersion: v1
-kind: Pod
-metadata: {name: p, namespace: ns1}
-spec:
-  restartPolicy: OnFailure
-  initContainers: [{name: init, command: ["true"]}]
-  containers:
-  - {name: web, ports: [{containerPort: 80, hostPort: 8080}, {containerPort: 53, protocol: UDP}]}
-  - name: run
-    command: [echo, "$(WHO)"]
-    args: ["$(IP)"]
-    env:
-    - {name: WHO, value: me}
-    - {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
-`)
-	pod, err := decode[corev1.Pod](objs[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, warnings := podSpec(pod, "/ns", addrsOf((&Options{IPFamily: "46"}).families(), outsideAddrs()...))
-	if len(warnings) > 0 || len(spec.Processes) != 2 || !spec.Processes[0].Once || spec.Processes[1].Restart != "on-failure" {
-		t.Errorf("%+v, %v", spec.Processes, warnings)
-	}
-	if got := spec.Processes[1].Args; !slices.Equal(got, []string{"echo", "me", "192.0.2.1"}) {
-		t.Errorf("arguments %q", got)
-	}
-	if got := string(spec.Data); got != `{"ports":[{"protocol":"tcp","port":80},{"protocol":"udp","port":53}]}` && got != `{"ports":[{"port":80},{"protocol":"udp","port":53}]}` {
-		t.Errorf("responder: %s", got)
-	}
-	rt, err := runtimeConf(pod, &sandbox{ID: "x"})
-	if err != nil || fmt.Sprint(rt.CapabilityArgs["portMappings"]) != "[{8080 80 tcp }]" {
-		t.Errorf("%v, %v", rt, err)
 	}
 }

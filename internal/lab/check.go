@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
+	"weft/internal/lab/probe"
 	"weft/internal/netset"
 )
 
@@ -14,9 +16,9 @@ import (
 type Result struct {
 	Source string
 	Dest   string // as asked for
-	Target Target
+	Target probe.Target
 	Took   time.Duration
-	Answer *Answer
+	Answer *probe.Answer
 	Err    error // nil: reached
 }
 
@@ -60,25 +62,26 @@ func (l *Lab) ProbeAll(ctx context.Context, namespace, src, dst string, only net
 		return nil, err
 	}
 	out := make([]Result, len(targets))
-	index := make([]int, len(targets))
-	for i := range index {
-		index[i] = i
+	var wg sync.WaitGroup
+	for i, t := range targets {
+		wg.Go(func() {
+			r := &out[i]
+			r.Source, r.Dest, r.Target = src, dst, t
+			r.Took, r.Answer, r.Err = probe.Try(ctx, from.Netns, t)
+		})
 	}
-	err = each(index, func(i int) error {
-		r := Result{Source: src, Dest: dst, Target: targets[i]}
-		r.Took, r.Answer, r.Err = Probe(ctx, from.Netns, targets[i])
-		out[i] = r
-		if errors.Is(r.Err, ErrCannotProbe) {
-			return fmt.Errorf("%s -> %s: %w", src, dst, r.Err)
+	wg.Wait()
+	for _, r := range out {
+		if errors.Is(r.Err, probe.ErrCannot) {
+			return out, fmt.Errorf("%s -> %s: %w", src, dst, r.Err)
 		}
-		return nil
-	})
-	return out, err
+	}
+	return out, nil
 }
 
 // targets resolves a destination to one target a family.
-func (l *Lab) targets(namespace, dst string, from *Party, only netset.Family) ([]Target, error) {
-	name, port, proto, err := splitTarget(dst)
+func (l *Lab) targets(namespace, dst string, from *Party, only netset.Family) ([]probe.Target, error) {
+	name, port, proto, err := probe.SplitTarget(dst)
 	if err != nil {
 		return nil, err
 	}
@@ -89,13 +92,13 @@ func (l *Lab) targets(namespace, dst string, from *Party, only netset.Family) ([
 	if port == 0 && proto != "icmp" && (proto == "" || proto == to.Proto) {
 		port, proto = to.Port, to.Proto
 	}
-	var out []Target
+	var out []probe.Target
 	for _, a := range to.Addrs {
 		f := netset.Of(a)
 		if only != 0 && f != only || len(addrsOf([]netset.Family{f}, from.Addrs...)) == 0 {
 			continue
 		}
-		t, err := newTarget(a, port, proto)
+		t, err := probe.NewTarget(a, port, proto)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", dst, err)
 		}
@@ -107,69 +110,32 @@ func (l *Lab) targets(namespace, dst string, from *Party, only netset.Family) ([
 	return out, nil
 }
 
-// expectation is a line "expect reachable SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]".
-type expectation struct {
-	namespace string
-	reachable bool
-	src, dst  string
-	family    netset.Family // 0: all
-	within    time.Duration
+// Expectation is what a probe is to show. The zero Family is all that both ends have.
+type Expectation struct {
+	Namespace string
+	Reachable bool
+	Source    string
+	Dest      string // NAME[:PORT][/PROTOCOL]
+	Family    netset.Family
+	Within    time.Duration
 }
 
-func parseExpect(namespace string, args []string) (expectation, error) {
-	usage := errors.New("want: expect reachable|unreachable SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]")
-	e := expectation{namespace: namespace, within: 5 * time.Second}
-	if len(args) < 4 || args[2] != "->" || len(args)%2 != 0 {
-		return e, usage
-	}
-	switch args[0] {
-	case "reachable":
-		e.reachable = true
-	case "unreachable":
-	default:
-		return e, usage
-	}
-	e.src, e.dst = args[1], args[3]
-	for i := 4; i < len(args); i += 2 {
-		switch v := args[i+1]; args[i] {
-		case "within":
-			d, err := time.ParseDuration(v)
-			if err != nil || d <= 0 {
-				return e, fmt.Errorf("within: %q is not a time such as 5s", v)
-			}
-			e.within = d
-		case "family":
-			switch v {
-			case "4":
-				e.family = netset.V4
-			case "6":
-				e.family = netset.V6
-			default:
-				return e, fmt.Errorf("family: %q is not 4 or 6", v)
-			}
-		default:
-			return e, usage
-		}
-	}
-	return e, nil
-}
-
-// check tries until the expectation holds in every family, or its time is over.
-func (l *Lab) check(ctx context.Context, e expectation) ([]Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.within)
+// Check tries until the expectation holds in every family, or its time is over.
+func (l *Lab) Check(ctx context.Context, e Expectation) ([]Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.Within)
 	defer cancel()
 	began := time.Now()
 	for {
 		// An attempt that began in time may end later.
-		attempt, done := context.WithTimeout(context.WithoutCancel(ctx), min(probeTimeout, e.within))
-		results, err := l.ProbeAll(attempt, e.namespace, e.src, e.dst, e.family)
+		attempt, done := context.WithTimeout(context.WithoutCancel(ctx), min(probeTimeout, e.Within))
+		results, err := l.ProbeAll(attempt, e.Namespace, e.Source, e.Dest, e.Family)
 		done()
-		if errors.Is(err, ErrCannotProbe) {
+		if errors.Is(err, probe.ErrCannot) {
 			return results, err
 		}
 		var wrong []string
 		for _, r := range results {
-			if (r.Err == nil) != e.reachable {
+			if (r.Err == nil) != e.Reachable {
 				wrong = append(wrong, r.Target.String()+": "+r.Verdict())
 			}
 		}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"weft/internal/lab/objects"
 )
 
 // demoName is the demonstration's lab.
@@ -108,7 +110,7 @@ func Demo(ctx context.Context, out io.Writer, self string) error {
 		return err
 	}
 	fmt.Fprintf(out, "3 nodes are up, each with an agent           %6.2f s\n", time.Since(began).Seconds())
-	objs, err := ParseManifests("demo", strings.NewReader(demoPods))
+	objs, err := objects.ParseManifests("demo", strings.NewReader(demoPods))
 	if err != nil {
 		return err
 	}
@@ -161,7 +163,7 @@ func (l *Lab) demoTable(ctx context.Context, out io.Writer) (failed int) {
 
 func (l *Lab) demoRow(ctx context.Context, t demoTry) []string {
 	row := []string{t.what, t.src, t.dst}
-	results, err := l.check(ctx, expectation{namespace: "default", reachable: true, src: t.src, dst: t.dst, within: 5 * time.Second})
+	results, err := l.Check(ctx, Expectation{Namespace: "default", Reachable: true, Source: t.src, Dest: t.dst, Within: 5 * time.Second})
 	for _, r := range results {
 		cell := "ok " + r.Time()
 		switch {

@@ -29,6 +29,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weft/internal/host"
+	"weft/internal/lab/objects"
 	"weft/internal/netset"
 )
 
@@ -119,7 +120,7 @@ func isDNSLabel(s string) bool {
 type Lab struct {
 	dir   string
 	opts  Options
-	store *store
+	store *objects.Store
 }
 
 // Dir is the directory of the lab of that name: below $WEFT_LAB_DIR or /run/weft-lab.
@@ -168,7 +169,7 @@ func Open(name string) (*Lab, error) {
 	if err := json.Unmarshal(b, &l.opts); err != nil {
 		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, optionsFile), err)
 	}
-	l.store, err = newStore(filepath.Join(dir, "cluster"))
+	l.store, err = objects.New(filepath.Join(dir, "cluster"))
 	return l, err
 }
 
@@ -305,3 +306,6 @@ func ReadConfig(path string) (map[string]any, error) {
 	}
 	return m, nil
 }
+
+// Unstarted is a lab that has nothing but its options: what Up returns when it fails.
+func Unstarted(o Options) *Lab { return &Lab{dir: Dir(o.Name), opts: o} }

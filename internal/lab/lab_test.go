@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"weft/internal/lab/objects"
 	"weft/internal/netset"
 )
 
@@ -25,9 +26,9 @@ func testLab(t *testing.T, o Options) *Lab {
 	return l
 }
 
-func parse(t *testing.T, manifest string) []*Object {
+func parse(t *testing.T, manifest string) []*objects.Object {
 	t.Helper()
-	objs, err := ParseManifests("test", strings.NewReader(manifest))
+	objs, err := objects.ParseManifests("test", strings.NewReader(manifest))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,60 +134,4 @@ func TestAgentConfig(t *testing.T) {
 	l.opts.Config = map[string]any{"mtu": 10}
 	_, _, err = l.agentConfig(l.opts.nodes()[0])
 	wantError(t, err, "mtu: 10")
-}
-
-func TestSplitTarget(t *testing.T) {
-	for _, c := range []struct {
-		in, name string
-		port     uint16
-		proto    string
-	}{
-		{"web", "web", 0, ""},
-		{"web:80", "web", 80, ""},
-		{"shop/web:80/udp", "shop/web", 80, "udp"},
-		{"shop/web", "shop/web", 0, ""},
-		{"web/icmp", "web", 0, "icmp"},
-		{"10.0.0.1:53/UDP", "10.0.0.1", 53, "udp"},
-		{"fd00::1", "fd00::1", 0, ""},
-		{"[fd00::1]:80", "fd00::1", 80, ""},
-		{"[fd00::1]/icmp", "fd00::1", 0, "icmp"},
-	} {
-		name, port, proto, err := splitTarget(c.in)
-		if err != nil || name != c.name || port != c.port || proto != c.proto {
-			t.Errorf("%s: %q %d %q %v", c.in, name, port, proto, err)
-		}
-	}
-	for _, bad := range []string{"", ":80", "web:", "web:x", "web:0", "web:65536", "web:80x"} {
-		if name, port, proto, err := splitTarget(bad); err == nil {
-			t.Errorf("%q: accepted as %q %d %q", bad, name, port, proto)
-		}
-	}
-	if _, err := ParseTarget("10.0.0.1/udp"); err == nil {
-		t.Error("udp without a port was accepted")
-	}
-}
-
-func TestParseExpect(t *testing.T) {
-	e, err := parseExpect("default", []string{"unreachable", "a", "->", "b:80", "family", "6", "within", "2s"})
-	if err != nil || e.reachable || e.src != "a" || e.dst != "b:80" || e.family != netset.V6 || e.within.Seconds() != 2 {
-		t.Errorf("%+v, %v", e, err)
-	}
-	for _, bad := range []string{
-		"", "reachable a b", "maybe a -> b", "reachable a -> b within", "reachable a -> b within x",
-		"reachable a -> b family 5", "reachable a -> b soon 1s", "reachable a -> b within -1s",
-	} {
-		if _, err := parseExpect("default", strings.Fields(bad)); err == nil {
-			t.Errorf("%q was accepted", bad)
-		}
-	}
-}
-
-func TestSplitWords(t *testing.T) {
-	got, err := split(`exec a -- sh -c 'echo "x y"' "" # comment`)
-	if want := []string{"exec", "a", "--", "sh", "-c", `echo "x y"`, ""}; err != nil || strings.Join(got, "|") != strings.Join(want, "|") {
-		t.Errorf("%q, %v", got, err)
-	}
-	if _, err := split("a 'b"); err == nil {
-		t.Error("an open quote was accepted")
-	}
 }

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,16 +14,18 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"weft/internal/host"
+	"weft/internal/lab/kubelet"
+	"weft/internal/lab/objects"
 )
 
 // Get lists objects. what is a kind in any of the forms that kubectl takes (pod, pods,
 // po …), or "all"; namespace "" is all namespaces; names, if any, choose.
-func (l *Lab) Get(what, namespace string, names ...string) ([]*Object, error) {
-	all, err := l.store.list("")
+func (l *Lab) Get(what, namespace string, names ...string) ([]*objects.Object, error) {
+	all, err := l.store.List("")
 	if err != nil {
 		return nil, err
 	}
-	var out []*Object
+	var out []*objects.Object
 	for _, o := range all {
 		if what != "all" && !isKind(o.GetKind(), what) {
 			continue
@@ -36,7 +39,7 @@ func (l *Lab) Get(what, namespace string, names ...string) ([]*Object, error) {
 		out = append(out, o)
 	}
 	for _, n := range names {
-		if !slices.ContainsFunc(out, func(o *Object) bool { return o.GetName() == n }) {
+		if !slices.ContainsFunc(out, func(o *objects.Object) bool { return o.GetName() == n }) {
 			return nil, fmt.Errorf("%s %q is not in lab %s", what, n, l.opts.Name)
 		}
 	}
@@ -61,11 +64,11 @@ func (l *Lab) Pod(namespace, name string) (*corev1.Pod, error) {
 	if ns, n, ok := strings.Cut(name, "/"); ok {
 		namespace, name = ns, n
 	}
-	objs, err := l.store.list("Pod")
+	objs, err := l.store.List("Pod")
 	if err != nil {
 		return nil, err
 	}
-	var first *Object
+	var first *objects.Object
 	var near []string
 	for _, o := range objs {
 		if o.GetNamespace() != namespace {
@@ -75,7 +78,7 @@ func (l *Lab) Pod(namespace, name string) (*corev1.Pod, error) {
 			continue
 		}
 		if o.GetName() == name {
-			return decode[corev1.Pod](o)
+			return objects.Decode[corev1.Pod](o)
 		}
 		owners := o.GetOwnerReferences()
 		if len(owners) == 0 || owners[0].Name != name {
@@ -91,7 +94,7 @@ func (l *Lab) Pod(namespace, name string) (*corev1.Pod, error) {
 		}
 	}
 	if first != nil {
-		return decode[corev1.Pod](first)
+		return objects.Decode[corev1.Pod](first)
 	}
 	hint := ""
 	if len(near) > 0 {
@@ -102,7 +105,7 @@ func (l *Lab) Pod(namespace, name string) (*corev1.Pod, error) {
 
 // podDir is the directory of a pod's host, seen from outside of its node.
 func (l *Lab) podDir(pod *corev1.Pod) string {
-	return filepath.Join(host.Path(l.hostDir(pod.Spec.NodeName), podsPath), string(pod.UID))
+	return filepath.Join(host.Path(l.hostDir(pod.Spec.NodeName), kubelet.PodsDir), string(pod.UID))
 }
 
 // PodHost is the running pod as a host.
@@ -111,7 +114,7 @@ func (l *Lab) PodHost(pod *corev1.Pod) (*host.Host, error) {
 	if errors.Is(err, host.ErrNotRunning) {
 		why := pod.Status.Message
 		if why == "" {
-			why = strings.ToLower(cmpOr(string(pod.Status.Phase), "pending"))
+			why = strings.ToLower(cmp.Or(string(pod.Status.Phase), "pending"))
 		}
 		return nil, fmt.Errorf("pod %s/%s does not run on %s: %s", pod.Namespace, pod.Name, pod.Spec.NodeName, why)
 	}
@@ -182,7 +185,7 @@ func (l *Lab) Party(namespace, name string) (*Party, error) {
 	for _, c := range pod.Spec.Containers {
 		for _, port := range c.Ports {
 			if p.Port == 0 {
-				p.Port, p.Proto = uint16(port.ContainerPort), strings.ToLower(cmpOr(string(port.Protocol), "tcp"))
+				p.Port, p.Proto = uint16(port.ContainerPort), strings.ToLower(cmp.Or(string(port.Protocol), "tcp"))
 			}
 		}
 	}
@@ -227,7 +230,7 @@ func (l *Lab) NodeStatuses(ctx context.Context) ([]NodeStatus, error) {
 			return err
 		}
 		st.Up = true
-		conf, err := hasConf(host.Path(h.Dir(), confPath))
+		conf, err := hasConf(host.Path(h.Dir(), kubelet.ConfDir))
 		st.Ready = conf && !slices.ContainsFunc(st.Processes, func(p host.Status) bool { return p.State != host.Running })
 		return err
 	})
@@ -245,17 +248,17 @@ type PodSummary struct {
 }
 
 // Summarize reads what a Pod object says of itself.
-func Summarize(o *Object) PodSummary {
-	pod, err := decode[corev1.Pod](o)
+func Summarize(o *objects.Object) PodSummary {
+	pod, err := objects.Decode[corev1.Pod](o)
 	if err != nil {
 		return PodSummary{Status: "Invalid", Message: err.Error()}
 	}
-	s := PodSummary{Status: cmpOr(string(pod.Status.Phase), "Pending"), Node: pod.Spec.NodeName, Message: pod.Status.Message, Labels: labels.Set(pod.Labels).String()}
+	s := PodSummary{Status: cmp.Or(string(pod.Status.Phase), "Pending"), Node: pod.Spec.NodeName, Message: pod.Status.Message, Labels: labels.Set(pod.Labels).String()}
 	for _, c := range pod.Status.ContainerStatuses {
 		s.Restarts += int(c.RestartCount)
 		if c.State.Waiting != nil {
 			s.Status = c.State.Waiting.Reason
-			s.Message = cmpOr(s.Message, c.State.Waiting.Message)
+			s.Message = cmp.Or(s.Message, c.State.Waiting.Message)
 		}
 	}
 	if pod.DeletionTimestamp != nil {

@@ -237,13 +237,13 @@ func TestKilled(t *testing.T) {
 		_, err := w.try("lab", "probe", "--name", one, "b", "a:80")
 		return err == nil && w.podIP(one, "a") != before
 	})
-	// A node's runtime dies: its pods go on.
+	// A node's kubelet dies: its pods go on.
 	before = w.podIP(one, "a")
-	w.weft("lab", "node", "--name", one, "node1", "runtime", "kill")
+	w.weft("lab", "node", "--name", one, "node1", "kubelet", "kill")
 	w.weft("lab", "delete", "--name", one, "pod", "b")
 	w.weft("lab", "probe", "--name", one, "node2", "a:80")
 	if w.podIP(one, "a") != before {
-		t.Error("the pod did not outlive its runtime")
+		t.Error("the pod did not outlive its kubelet")
 	}
 	// A node dies, and is found missing.
 	w.killInit(w.dir + "/" + one + "/hosts/node2")

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,27 +21,25 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weft/internal/host"
+	"weft/internal/lab/kubelet"
+	"weft/internal/lab/objects"
+	"weft/internal/lab/probe"
 	"weft/internal/model"
 )
 
-// Paths on a node. /opt, /etc, /run and /var/lib are each node's own.
+// AgentProcess and kubeletProcess are the processes of a node.
 const (
-	binPath     = "/opt/weft/bin" // the directory of this binary, bound read-only
-	configPath  = "/etc/weft/config.yaml"
-	clusterPath = "/opt/weft/cluster" // the lab's store
-	podsPath    = "/var/lib/weft-lab/pods"
-	confPath    = "/etc/cni/net.d"
-	cniBinPath  = "/opt/cni/bin"
-	cniCache    = "/var/lib/cni"
+	binPath    = "/opt/weft/bin"
+	configPath = "/etc/weft/config.yaml"
 
-	agentProcess   = "agent"
-	runtimeProcess = "runtime"
+	AgentProcess   = "agent"
+	kubeletProcess = "kubelet"
 )
 
 // Up starts the lab, or what is missing of it, and returns when all agents serve. A
 // lab that exists keeps its options; only its number of nodes may grow.
 func Up(ctx context.Context, o Options) (*Lab, error) {
-	if old, err := Open(cmpOr(o.Name, defaultName)); err == nil {
+	if old, err := Open(cmp.Or(o.Name, defaultName)); err == nil {
 		o.inherit(old.opts)
 	}
 	o.SetDefaults()
@@ -83,7 +82,7 @@ func (l *Lab) claim() error {
 	if err := os.WriteFile(filepath.Join(l.dir, optionsFile), b, 0o644); err != nil {
 		return err
 	}
-	l.store, err = newStore(filepath.Join(l.dir, "cluster"))
+	l.store, err = objects.New(filepath.Join(l.dir, "cluster"))
 	return err
 }
 
@@ -101,7 +100,7 @@ func (o *Options) inherit(old Options) {
 	if o.Config == nil {
 		o.Config = old.Config
 	}
-	o.IPFamily, o.Backend = cmpOr(o.IPFamily, old.IPFamily), cmpOr(o.Backend, old.Backend)
+	o.IPFamily, o.Backend = cmp.Or(o.IPFamily, old.IPFamily), cmp.Or(o.Backend, old.Backend)
 }
 
 // normal brings options into the form that they have after a round trip through JSON.
@@ -144,7 +143,7 @@ func (l *Lab) start(ctx context.Context) error {
 		if err := l.connect(wire, h, n); err != nil {
 			return err
 		}
-		for _, p := range []string{agentProcess, runtimeProcess} {
+		for _, p := range []string{AgentProcess, kubeletProcess} {
 			if err := h.StartProcess(ctx, p); err != nil {
 				return err
 			}
@@ -158,13 +157,13 @@ func (l *Lab) start(ctx context.Context) error {
 // startPlain starts a host without an agent.
 func (l *Lab) startPlain(ctx context.Context, name string) (*host.Host, error) {
 	spec := host.Spec{
-		Name: name, Cgroup: l.cgroup() + "/" + name, ReadOnly: true, Volatile: volatile(),
+		Name: name, Cgroup: l.cgroup() + "/" + name, ReadOnly: true, Volatile: kubelet.Volatile(),
 		Sysctls: l.sysctls(),
 	}
 	if name == OutsideHost {
-		spec.Data = respond{Ports: []respondPort{{Port: 80}, {Port: 443}, {Protocol: "udp", Port: 53}, {Protocol: "udp", Port: 7}}}.encode()
+		spec.Data = probe.Responder{Ports: []probe.Port{{Port: 80}, {Port: 443}, {Protocol: "udp", Port: 53}, {Protocol: "udp", Port: 7}}}.Encode()
 	}
-	return host.Start(ctx, l.hostDir(name), spec, initArgs()...)
+	return host.Start(ctx, l.hostDir(name), spec, InitArgs()...)
 }
 
 // startNode starts a node's host, with its processes down until it is on the wire.
@@ -177,29 +176,26 @@ func (l *Lab) startNode(ctx context.Context, n node) (*host.Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	weft := weftPath()
+	weft := WeftPath()
 	return host.Start(ctx, l.hostDir(n.Name), host.Spec{
 		Name: n.Name, System: true, Cgroup: l.cgroup() + "/" + n.Name,
-		ReadOnly: true, Private: []string{"/var", "/opt"}, Overlay: []string{"/etc"}, Volatile: volatile(),
+		ReadOnly: true, Private: []string{"/var", "/opt"}, Overlay: []string{"/etc"}, Volatile: kubelet.Volatile(),
 		Binds: []host.Bind{
 			{Source: filepath.Dir(exe), Target: binPath, ReadOnly: true},
-			{Source: l.store.dir, Target: clusterPath},
+			{Source: l.store.Path(), Target: kubelet.StoreDir},
 		},
 		Files:   map[string]string{configPath: config},
 		Sysctls: l.sysctls(),
 		Env:     []string{"NODE_NAME=" + n.Name, "PATH=" + binPath + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Processes: []host.Process{
-			{Name: agentProcess, Args: []string{weft, "agent", "--config", configPath}, Down: true},
-			{Name: runtimeProcess, Args: []string{weft, "lab", "runtime", n.Name}, Down: true},
+			{Name: AgentProcess, Args: []string{weft, "agent", "--config", configPath}, Down: true},
+			{Name: kubeletProcess, Args: []string{weft, "lab", "kubelet", n.Name}, Down: true},
 		},
-	}, initArgs()...)
+	}, InitArgs()...)
 }
 
-// volatile are directories that programs expect to write to.
-func volatile() []string { return []string{"/run", "/tmp", "/dev/shm"} }
-
-// weftPath is this binary on a node.
-func weftPath() string {
+// WeftPath is this binary on a node.
+func WeftPath() string {
 	exe, err := os.Executable()
 	if err != nil {
 		exe = os.Args[0]
@@ -207,8 +203,8 @@ func weftPath() string {
 	return filepath.Join(binPath, strings.TrimSuffix(filepath.Base(exe), " (deleted)"))
 }
 
-// initArgs is the command that makes this binary pid 1 of a host.
-func initArgs() []string { return []string{"/proc/self/exe", "lab", "host-init"} }
+// InitArgs is the command that makes this binary pid 1 of a host.
+func InitArgs() []string { return []string{"/proc/self/exe", "lab", "host-init"} }
 
 // sysctls are those of a usual node: what the agent needs beyond, it sets itself.
 func (l *Lab) sysctls() map[string]string {
@@ -229,7 +225,7 @@ func (l *Lab) agentConfig(n node) (string, *model.Config, error) {
 	merge(c, l.opts.Config)
 	merge(c, map[string]any{
 		"nodeName": n.Name,
-		"source":   map[string]any{"type": "file", "dir": filepath.Join(clusterPath, objectsDir)},
+		"source":   map[string]any{"type": "file", "dir": objects.Dir(kubelet.StoreDir)},
 	})
 	b, err := yaml.Marshal(c)
 	if err != nil {
@@ -261,7 +257,7 @@ func merge(base, over map[string]any) {
 func (l *Lab) putNodes(nodes []node) error {
 	fams := l.opts.families()
 	for _, n := range nodes {
-		if o, err := l.store.get(ref{"Node", "", n.Name}); o != nil || err != nil {
+		if o, err := l.store.Get(objects.Ref{Kind: "Node", Name: n.Name}); o != nil || err != nil {
 			if err != nil {
 				return err
 			}
@@ -279,12 +275,12 @@ func (l *Lab) putNodes(nodes []node) error {
 			obj.Status.Addresses = append(obj.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
 		}
 		obj.Status.Addresses = append(obj.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: n.Name})
-		o, err := encode("v1", "Node", &obj)
+		o, err := objects.Encode("v1", "Node", &obj)
 		if err != nil {
 			return err
 		}
-		stamp(o)
-		if err := l.store.put(o); err != nil {
+		objects.Stamp(o)
+		if err := l.store.Put(o); err != nil {
 			return err
 		}
 	}
@@ -309,7 +305,7 @@ func (l *Lab) awaitAgent(ctx context.Context, h *host.Host, n node) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the agent of %s is not ready: %w; the end of its log %s:\n%s",
-				h.Name(), ctx.Err(), h.LogFile(agentProcess), tail(h.LogFile(agentProcess), 5))
+				h.Name(), ctx.Err(), h.LogFile(AgentProcess), tail(h.LogFile(AgentProcess), 5))
 		case <-time.After(5 * time.Millisecond):
 		}
 	}

@@ -11,6 +11,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+
+	"weft/internal/lab/kubelet"
+	"weft/internal/lab/objects"
 )
 
 // maxReplicas bounds what one typing error can start on this machine.
@@ -29,48 +32,48 @@ type workload struct {
 
 // workloadKinds decode the kinds that are expanded to pods. A workload's pods are
 // named <name>-0, <name>-1 … (a DaemonSet's <name>-<node>), so that scripts can name them.
-func workloadKinds() map[string]func(*Object) (workload, error) {
-	return map[string]func(*Object) (workload, error){
-		"Deployment": func(o *Object) (workload, error) {
+func workloadKinds() map[string]func(*objects.Object) (workload, error) {
+	return map[string]func(*objects.Object) (workload, error){
+		"Deployment": func(o *objects.Object) (workload, error) {
 			return expand(o, func(d *appsv1.Deployment) workload {
 				return workload{count(d.Spec.Replicas), d.Spec.Template, d.Spec.Selector}
 			})
 		},
-		"ReplicaSet": func(o *Object) (workload, error) {
+		"ReplicaSet": func(o *objects.Object) (workload, error) {
 			return expand(o, func(d *appsv1.ReplicaSet) workload {
 				return workload{count(d.Spec.Replicas), d.Spec.Template, d.Spec.Selector}
 			})
 		},
-		"StatefulSet": func(o *Object) (workload, error) {
+		"StatefulSet": func(o *objects.Object) (workload, error) {
 			return expand(o, func(d *appsv1.StatefulSet) workload {
 				return workload{count(d.Spec.Replicas), d.Spec.Template, d.Spec.Selector}
 			})
 		},
-		"DaemonSet": func(o *Object) (workload, error) {
+		"DaemonSet": func(o *objects.Object) (workload, error) {
 			return expand(o, func(d *appsv1.DaemonSet) workload { return workload{-1, d.Spec.Template, d.Spec.Selector} })
 		},
-		"Job": func(o *Object) (workload, error) {
+		"Job": func(o *objects.Object) (workload, error) {
 			return expand(o, func(d *batchv1.Job) workload { return workload{count(d.Spec.Parallelism), d.Spec.Template, nil} })
 		},
 	}
 }
 
-func expand[T any](o *Object, f func(*T) workload) (workload, error) {
-	v, err := decode[T](o)
+func expand[T any](o *objects.Object, f func(*T) workload) (workload, error) {
+	v, err := objects.Decode[T](o)
 	if err != nil {
 		return workload{}, err
 	}
 	w := f(v)
 	if w.replicas > maxReplicas {
-		return w, fmt.Errorf("%s: replicas: %d is more than %d", refOf(o), w.replicas, maxReplicas)
+		return w, fmt.Errorf("%s: replicas: %d is more than %d", objects.RefOf(o), w.replicas, maxReplicas)
 	}
 	if w.selector != nil {
 		s, err := metav1.LabelSelectorAsSelector(w.selector)
 		if err != nil {
-			return w, fmt.Errorf("%s: spec.selector: %w", refOf(o), err)
+			return w, fmt.Errorf("%s: spec.selector: %w", objects.RefOf(o), err)
 		}
 		if s.Empty() || !s.Matches(labels.Set(w.template.Labels)) {
-			return w, fmt.Errorf("%s: spec.selector does not match spec.template.metadata.labels", refOf(o))
+			return w, fmt.Errorf("%s: spec.selector does not match spec.template.metadata.labels", objects.RefOf(o))
 		}
 	}
 	return w, nil
@@ -84,7 +87,7 @@ func count(n *int32) int {
 }
 
 // pods are the pods of a workload object; none if its kind is not one.
-func (l *Lab) pods(o *Object) ([]*Object, error) {
+func (l *Lab) pods(o *objects.Object) ([]*objects.Object, error) {
 	f := workloadKinds()[o.GetKind()]
 	if f == nil {
 		return nil, nil
@@ -106,7 +109,7 @@ func (l *Lab) pods(o *Object) ([]*Object, error) {
 	for i := range max(w.replicas, 0) {
 		names, nodes = append(names, fmt.Sprintf("%s-%d", o.GetName(), i)), append(nodes, "")
 	}
-	out := make([]*Object, 0, len(names))
+	out := make([]*objects.Object, 0, len(names))
 	for i, name := range names {
 		pod := corev1.Pod{ObjectMeta: *w.template.ObjectMeta.DeepCopy(), Spec: *w.template.Spec.DeepCopy()}
 		pod.Name, pod.Namespace = name, o.GetNamespace()
@@ -116,7 +119,7 @@ func (l *Lab) pods(o *Object) ([]*Object, error) {
 		pod.OwnerReferences = []metav1.OwnerReference{{
 			APIVersion: o.GetAPIVersion(), Kind: o.GetKind(), Name: o.GetName(), UID: ownerUID,
 		}}
-		p, err := encode("v1", "Pod", &pod)
+		p, err := objects.Encode("v1", "Pod", &pod)
 		if err != nil {
 			return nil, err
 		}
@@ -126,12 +129,12 @@ func (l *Lab) pods(o *Object) ([]*Object, error) {
 }
 
 // checkPod refuses pods that the lab cannot run, and says what it does not do.
-func (l *Lab) checkPod(o *Object) (warnings []string, err error) {
-	pod, err := decode[corev1.Pod](o)
+func (l *Lab) checkPod(o *objects.Object) (warnings []string, err error) {
+	pod, err := objects.Decode[corev1.Pod](o)
 	if err != nil {
 		return nil, err
 	}
-	r := refOf(o)
+	r := objects.RefOf(o)
 	if len(pod.Spec.Containers) == 0 {
 		return nil, fmt.Errorf("%s: spec.containers: at least one is needed", r)
 	}
@@ -161,7 +164,7 @@ func (l *Lab) checkPod(o *Object) (warnings []string, err error) {
 		}
 	}
 	for _, a := range []string{"kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"} {
-		if _, err := rate(pod, a); err != nil {
+		if _, err := kubelet.Rate(pod, a); err != nil {
 			return nil, fmt.Errorf("%s: %w", r, err)
 		}
 	}
@@ -169,14 +172,14 @@ func (l *Lab) checkPod(o *Object) (warnings []string, err error) {
 }
 
 // schedule binds a pod that names no node: to the matching node with the fewest pods.
-func (l *Lab) schedule(pod *Object, load map[string]int) error {
+func (l *Lab) schedule(pod *objects.Object, load map[string]int) error {
 	if name, _, _ := unstructured.NestedString(pod.Object, "spec", "nodeName"); name != "" {
 		load[name]++
 		return nil
 	}
 	sel, _, err := unstructured.NestedStringMap(pod.Object, "spec", "nodeSelector")
 	if err != nil {
-		return fmt.Errorf("%s: %w", refOf(pod), err)
+		return fmt.Errorf("%s: %w", objects.RefOf(pod), err)
 	}
 	best := ""
 	for _, n := range l.opts.nodes() {
@@ -189,7 +192,7 @@ func (l *Lab) schedule(pod *Object, load map[string]int) error {
 		}
 	}
 	if best == "" {
-		return fmt.Errorf("%s: spec.nodeSelector: no node of lab %s has the labels %v", refOf(pod), l.opts.Name, sel)
+		return fmt.Errorf("%s: spec.nodeSelector: no node of lab %s has the labels %v", objects.RefOf(pod), l.opts.Name, sel)
 	}
 	load[best]++
 	return unstructured.SetNestedField(pod.Object, best, "spec", "nodeName")
@@ -200,7 +203,7 @@ func (l *Lab) matches(node string, sel map[string]string) (bool, error) {
 	if len(sel) == 0 {
 		return true, nil
 	}
-	o, err := l.store.get(ref{"Node", "", node})
+	o, err := l.store.Get(objects.Ref{Kind: "Node", Name: node})
 	if err != nil || o == nil {
 		return false, err
 	}

@@ -31,7 +31,7 @@ func layers() map[string]layer {
 		"reconcile": 4, "source/*": 4, "bgp": 4, "l7": 4, "dns": 4, "crypt": 4, "mesh": 4,
 		"cloud/*": 4, "flow": 4, "host": 4, "bench": 4,
 
-		"agent": 5, "lab": 5, "cli": 5,
+		"agent": 5, "lab": 5, "lab/*": 5, "cli": 5,
 
 		"cmd/*": mains,
 
@@ -48,7 +48,9 @@ func siblings() map[string][]string {
 		"datapath/nft":  {"datapath/linux"},
 		"datapath/ovs":  {"datapath/linux"},
 		"convert/k8s":   {"convert/wire"},
-		"cli":           {"agent", "lab"},
+		"lab/kubelet":   {"lab/objects", "lab/probe"},
+		"lab/script":    {"lab", "lab/objects"},
+		"cli":           {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
 	}
 }
 

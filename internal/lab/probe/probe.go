@@ -1,4 +1,9 @@
-package lab
+// Package probe tries whether one end of a network reaches another, from inside a
+// network namespace, and holds the responder that such tries are answered by.
+//
+// It needs no program beside weft and starts none: a probe is sockets opened on a
+// thread in the namespace. It knows addresses only; names are the lab's.
+package probe
 
 import (
 	"bufio"
@@ -37,13 +42,13 @@ func (t Target) String() string {
 	return t.Protocol + " " + netip.AddrPortFrom(t.Addr, t.Port).String()
 }
 
-// ErrCannotProbe means that the probe could not be made: neither reachable nor not.
-var ErrCannotProbe = errors.New("cannot probe")
+// ErrCannot means that the probe could not be made: neither reachable nor not.
+var ErrCannot = errors.New("cannot probe")
 
-// Probe tries once to reach the target from the network namespace at that path. It
+// Try tries once to reach the target from the network namespace at that path. It
 // returns how long an answer took and, if a responder answered, what it said. An
-// error that is not ErrCannotProbe means unreachable and says how.
-func Probe(ctx context.Context, netns string, t Target) (time.Duration, *Answer, error) {
+// error that is not ErrCannot means unreachable and says how.
+func Try(ctx context.Context, netns string, t Target) (time.Duration, *Answer, error) {
 	var took time.Duration
 	var answer *Answer
 	err := host.Within(netns, func() error {
@@ -59,7 +64,7 @@ func Probe(ctx context.Context, netns string, t Target) (time.Duration, *Answer,
 		case "sctp":
 			err = probeSCTP()
 		default:
-			err = fmt.Errorf("%w: protocol %q is not tcp, udp, icmp or sctp", ErrCannotProbe, t.Protocol)
+			err = fmt.Errorf("%w: protocol %q is not tcp, udp, icmp or sctp", ErrCannot, t.Protocol)
 		}
 		if took == 0 {
 			took = time.Since(began)
@@ -73,7 +78,7 @@ func Probe(ctx context.Context, netns string, t Target) (time.Duration, *Answer,
 func plain(err error) error {
 	var ne net.Error
 	switch {
-	case err == nil || errors.Is(err, ErrCannotProbe):
+	case err == nil || errors.Is(err, ErrCannot):
 		return err
 	case errors.Is(err, unix.ECONNREFUSED):
 		return errors.New("refused")
@@ -169,13 +174,13 @@ func probeICMP(ctx context.Context, t Target) error {
 	e := echoOf(netset.Of(t.Addr))
 	fd, err := unix.Socket(e.domain, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, e.protocol)
 	if err != nil {
-		return fmt.Errorf("%w: raw socket: %w", ErrCannotProbe, err)
+		return fmt.Errorf("%w: raw socket: %w", ErrCannot, err)
 	}
 	f := os.NewFile(uintptr(fd), "icmp")
 	defer f.Close()
 	c, err := net.FilePacketConn(f)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCannotProbe, err)
+		return fmt.Errorf("%w: %w", ErrCannot, err)
 	}
 	defer c.Close()
 	msg := make([]byte, 24)
@@ -228,15 +233,15 @@ func checksum(b []byte) uint16 {
 func probeSCTP() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrCannotProbe, errNoSCTP(err))
+		return fmt.Errorf("%w: %w", ErrCannot, errNoSCTP(err))
 	}
 	unix.Close(fd)
-	return fmt.Errorf("%w: the prober has no SCTP yet", ErrCannotProbe)
+	return fmt.Errorf("%w: the prober has no SCTP yet", ErrCannot)
 }
 
 // ParseTarget parses "ADDRESS[:PORT][/PROTOCOL]", an IPv6 address with a port in brackets.
 func ParseTarget(s string) (Target, error) {
-	hostPart, port, proto, err := splitTarget(s)
+	hostPart, port, proto, err := SplitTarget(s)
 	if err != nil {
 		return Target{}, err
 	}
@@ -244,11 +249,11 @@ func ParseTarget(s string) (Target, error) {
 	if err != nil {
 		return Target{}, fmt.Errorf("%q: %w", s, err)
 	}
-	return newTarget(a, port, proto)
+	return NewTarget(a, port, proto)
 }
 
-// newTarget fills in what was not said: icmp without a port, tcp with one.
-func newTarget(a netip.Addr, port uint16, proto string) (Target, error) {
+// NewTarget fills in what was not said: icmp without a port, tcp with one.
+func NewTarget(a netip.Addr, port uint16, proto string) (Target, error) {
 	if proto == "" {
 		proto = "tcp"
 		if port == 0 {
@@ -264,9 +269,9 @@ func newTarget(a netip.Addr, port uint16, proto string) (Target, error) {
 	return Target{Addr: a, Protocol: proto, Port: port}, nil
 }
 
-// splitTarget splits "NAME[:PORT][/PROTOCOL]"; NAME may have a "namespace/" before it,
+// SplitTarget splits "NAME[:PORT][/PROTOCOL]"; NAME may have a "namespace/" before it,
 // so that only a known protocol is one.
-func splitTarget(s string) (name string, port uint16, proto string, err error) {
+func SplitTarget(s string) (name string, port uint16, proto string, err error) {
 	name = s
 	if i := strings.LastIndexByte(s, '/'); i >= 0 {
 		switch p := strings.ToLower(s[i+1:]); p {

@@ -1,6 +1,7 @@
-package lab
+package kubelet
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"weft/internal/host"
+	"weft/internal/lab/objects"
 )
 
 const (
@@ -31,7 +33,7 @@ const (
 )
 
 // sandbox is what a pod has of the node. It is written before the first step is
-// taken, so that a runtime that starts later knows what to undo: DEL of an interface
+// taken, so that a kubelet that starts later knows what to undo: DEL of an interface
 // that was never added is no error.
 type sandbox struct {
 	UID         string       `json:"uid"`
@@ -44,7 +46,7 @@ type sandbox struct {
 	Warnings    []string     `json:"warnings,omitempty"`
 }
 
-func (s *sandbox) dir() string   { return filepath.Join(podsPath, s.UID) }
+func (s *sandbox) dir() string   { return filepath.Join(PodsDir, s.UID) }
 func (s *sandbox) netns() string { return filepath.Join(netnsPath, "lab-"+s.ID) }
 
 func (s *sandbox) save() error {
@@ -98,7 +100,7 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod) (err error) {
 		return err
 	}
 	w.status.started = time.Now()
-	_, err = host.Start(ctx, s.dir(), spec, initArgs()...)
+	_, err = host.Start(ctx, s.dir(), spec, w.k.initArgs...)
 	return err
 }
 
@@ -118,7 +120,7 @@ func (w *worker) add(ctx context.Context, pod *corev1.Pod, s *sandbox) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
 	defer cancel()
-	res, err := w.r.cni.AddNetworkList(ctx, list, rt)
+	res, err := w.k.cni.AddNetworkList(ctx, list, rt)
 	if err != nil {
 		return cniError("ADD", list.Name, err)
 	}
@@ -177,7 +179,7 @@ func (w *worker) del(ctx context.Context, s *sandbox) error {
 	}
 	// What ADD was called with counts, whatever the configuration is now.
 	list, err := loadNetwork()
-	if b, cached, cerr := w.r.cni.GetNetworkListCachedConfig(&libcni.NetworkConfigList{Name: s.Network}, rt); cerr == nil && b != nil {
+	if b, cached, cerr := w.k.cni.GetNetworkListCachedConfig(&libcni.NetworkConfigList{Name: s.Network}, rt); cerr == nil && b != nil {
 		if list, err = libcni.ConfListFromBytes(b); cached != nil {
 			rt.CapabilityArgs = cached.CapabilityArgs
 		}
@@ -187,7 +189,7 @@ func (w *worker) del(ctx context.Context, s *sandbox) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cniTimeout)
 	defer cancel()
-	if err := w.r.cni.DelNetworkList(ctx, list, rt); err != nil {
+	if err := w.k.cni.DelNetworkList(ctx, list, rt); err != nil {
 		return cniError("DEL", s.Network, err)
 	}
 	return nil
@@ -205,12 +207,12 @@ func cniError(verb, network string, err error) error {
 
 // loadNetwork reads the node's first network configuration in the order of file names.
 func loadNetwork() (*libcni.NetworkConfigList, error) {
-	files, err := libcni.ConfFiles(confPath, []string{".conf", ".conflist", ".json"})
+	files, err := libcni.ConfFiles(ConfDir, []string{".conf", ".conflist", ".json"})
 	if err != nil {
 		return nil, err
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("network not ready: no CNI configuration in %s; is the agent running?", confPath)
+		return nil, fmt.Errorf("network not ready: no CNI configuration in %s; is the agent running?", ConfDir)
 	}
 	slices.Sort(files)
 	if filepath.Ext(files[0]) == ".conflist" {
@@ -247,18 +249,18 @@ func runtimeConf(pod *corev1.Pod, s *sandbox) (*libcni.RuntimeConf, error) {
 	for _, c := range pod.Spec.Containers {
 		for _, p := range c.Ports {
 			if p.HostPort != 0 {
-				ports = append(ports, portMapping{p.HostPort, p.ContainerPort, strings.ToLower(cmpOr(string(p.Protocol), "tcp")), p.HostIP})
+				ports = append(ports, portMapping{p.HostPort, p.ContainerPort, strings.ToLower(cmp.Or(string(p.Protocol), "tcp")), p.HostIP})
 			}
 		}
 	}
 	if len(ports) > 0 {
 		caps["portMappings"] = ports
 	}
-	in, err := rate(pod, "kubernetes.io/ingress-bandwidth")
+	in, err := Rate(pod, "kubernetes.io/ingress-bandwidth")
 	if err != nil {
 		return nil, err
 	}
-	out, err := rate(pod, "kubernetes.io/egress-bandwidth")
+	out, err := Rate(pod, "kubernetes.io/egress-bandwidth")
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +280,8 @@ func runtimeConf(pod *corev1.Pod, s *sandbox) (*libcni.RuntimeConf, error) {
 	}, nil
 }
 
-func rate(pod *corev1.Pod, annotation string) (uint64, error) {
+// Rate reads a bandwidth annotation, in bit/s; 0 if there is none.
+func Rate(pod *corev1.Pod, annotation string) (uint64, error) {
 	v := pod.Annotations[annotation]
 	if v == "" {
 		return 0, nil
@@ -288,13 +291,6 @@ func rate(pod *corev1.Pod, annotation string) (uint64, error) {
 		return 0, fmt.Errorf("metadata.annotations[%s]: %q is not a rate in bit/s, such as 10M", annotation, v)
 	}
 	return uint64(q.Value()), nil
-}
-
-func cmpOr(s, def string) string {
-	if s == "" {
-		return def
-	}
-	return s
 }
 
 // makeNetns creates a network namespace that is held by a mount at the path.
@@ -313,11 +309,11 @@ func makeNetns(path string) error {
 
 // hostAddrs are the node's addresses, for pods in its network namespace.
 func (w *worker) hostAddrs() ([]netip.Addr, error) {
-	o, err := w.r.store.get(ref{"Node", "", w.r.node})
+	o, err := w.k.store.Get(objects.Ref{Kind: "Node", Name: w.k.node})
 	if err != nil || o == nil {
-		return nil, errors.Join(err, fmt.Errorf("node %s has no Node object", w.r.node))
+		return nil, errors.Join(err, fmt.Errorf("node %s has no Node object", w.k.node))
 	}
-	n, err := decode[corev1.Node](o)
+	n, err := objects.Decode[corev1.Node](o)
 	if err != nil {
 		return nil, err
 	}
@@ -328,96 +324,6 @@ func (w *worker) hostAddrs() ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
-}
-
-// podSpec is the pod as a host: one process for each container that has a command,
-// the responder for all others.
-func podSpec(pod *corev1.Pod, netns string, addrs []netip.Addr) (spec host.Spec, warnings []string) {
-	var hosts strings.Builder
-	hosts.WriteString("127.0.0.1 localhost\n::1 localhost\n")
-	for _, a := range addrs {
-		fmt.Fprintf(&hosts, "%s %s\n", a, pod.Name)
-	}
-	name := cmpOr(pod.Spec.Hostname, pod.Name)
-	spec = host.Spec{
-		Name: name[:min(len(name), 63)], Netns: netns, ReadOnly: true, Private: []string{"/var"}, Volatile: volatile(),
-		Masks: map[string]string{"/etc/hosts": hosts.String()},
-	}
-	if pod.Spec.HostNetwork {
-		spec.Name, spec.Masks = pod.Spec.NodeName, nil
-	}
-	restart := map[corev1.RestartPolicy]host.Restart{
-		corev1.RestartPolicyNever: host.RestartNever, corev1.RestartPolicyOnFailure: host.RestartOnFailure,
-	}[pod.Spec.RestartPolicy]
-	var r respond
-	for _, c := range pod.Spec.InitContainers {
-		if len(c.Command) > 0 {
-			spec.Processes = append(spec.Processes, process(pod, c, addrs, restart, true))
-		} else {
-			warnings = append(warnings, "init container "+c.Name+" has no command: skipped")
-		}
-	}
-	for _, c := range pod.Spec.Containers {
-		if len(c.Command) > 0 {
-			spec.Processes = append(spec.Processes, process(pod, c, addrs, restart, false))
-			continue
-		}
-		for _, p := range c.Ports {
-			r.Ports = append(r.Ports, respondPort{Protocol: strings.ToLower(string(p.Protocol)), Port: uint16(p.ContainerPort)})
-		}
-	}
-	warnings = append(warnings, r.unsupported()...)
-	spec.Data = r.encode()
-	return spec, warnings
-}
-
-func process(pod *corev1.Pod, c corev1.Container, addrs []netip.Addr, restart host.Restart, once bool) host.Process {
-	env := []string{"HOSTNAME=" + pod.Name}
-	for _, e := range c.Env {
-		env = append(env, e.Name+"="+envValue(pod, e, addrs))
-	}
-	expand := func(s string) string { return expandVars(s, env) }
-	args := make([]string, 0, len(c.Command)+len(c.Args))
-	for _, a := range slices.Concat(c.Command, c.Args) {
-		args = append(args, expand(a))
-	}
-	return host.Process{Name: c.Name, Args: args, Env: env, Dir: c.WorkingDir, Restart: restart, Once: once}
-}
-
-// envValue is a variable's value: literal, or a field that the lab knows.
-func envValue(pod *corev1.Pod, e corev1.EnvVar, addrs []netip.Addr) string {
-	if e.ValueFrom == nil || e.ValueFrom.FieldRef == nil {
-		return e.Value
-	}
-	switch f := e.ValueFrom.FieldRef.FieldPath; f {
-	case "metadata.name":
-		return pod.Name
-	case "metadata.namespace":
-		return pod.Namespace
-	case "metadata.uid":
-		return string(pod.UID)
-	case "spec.nodeName":
-		return pod.Spec.NodeName
-	case "status.podIP", "status.podIPs":
-		var all []string
-		for _, a := range addrs {
-			all = append(all, a.String())
-		}
-		if f == "status.podIP" {
-			all = all[:min(len(all), 1)]
-		}
-		return strings.Join(all, ",")
-	}
-	return ""
-}
-
-// expandVars replaces $(NAME) as Kubernetes does in commands and arguments.
-func expandVars(s string, env []string) string {
-	for _, e := range env {
-		k, v, _ := strings.Cut(e, "=")
-		s = strings.ReplaceAll(s, "$("+k+")", v)
-	}
-	return s
 }
 
 // shortID is a new CNI container ID.

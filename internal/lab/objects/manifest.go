@@ -1,4 +1,4 @@
-package lab
+package objects
 
 import (
 	"bufio"
@@ -115,18 +115,18 @@ func checkMeta(o *Object) error {
 	case o.GetKind() == "":
 		return errors.New("kind is missing")
 	case o.GetAPIVersion() == "":
-		return fmt.Errorf("%s: apiVersion is missing", refOf(o))
+		return fmt.Errorf("%s: apiVersion is missing", RefOf(o))
 	case o.GetName() == "" && o.GetGenerateName() != "":
 		return fmt.Errorf("%s: metadata.generateName is not supported: set metadata.name", strings.ToLower(o.GetKind()))
 	case o.GetName() == "":
 		return fmt.Errorf("%s: metadata.name is missing", strings.ToLower(o.GetKind()))
 	}
 	if msgs := validation.IsDNS1123Subdomain(o.GetName()); len(msgs) > 0 {
-		return fmt.Errorf("%s: metadata.name: %s", refOf(o), msgs[0])
+		return fmt.Errorf("%s: metadata.name: %s", RefOf(o), msgs[0])
 	}
 	if ns := o.GetNamespace(); ns != "" {
 		if msgs := validation.IsDNS1123Label(ns); len(msgs) > 0 {
-			return fmt.Errorf("%s: metadata.namespace: %s", refOf(o), msgs[0])
+			return fmt.Errorf("%s: metadata.namespace: %s", RefOf(o), msgs[0])
 		}
 	}
 	if strings.ContainsAny(o.GetKind(), "/_.") {
@@ -135,9 +135,9 @@ func checkMeta(o *Object) error {
 	return nil
 }
 
-// clusterScoped reports whether objects of the kind have no namespace. Of kinds that
+// ClusterScoped reports whether objects of the kind have no namespace. Of kinds that
 // the lab does not know, the name tells.
-func clusterScoped(kind string) bool {
+func ClusterScoped(kind string) bool {
 	known := []string{
 		"Node", "Namespace", "PersistentVolume", "StorageClass", "IngressClass", "GatewayClass", "PriorityClass",
 		"RuntimeClass", "CustomResourceDefinition", "APIService", "CSIDriver", "BGPPeer", "BGPConfiguration",
@@ -148,10 +148,10 @@ func clusterScoped(kind string) bool {
 		strings.Contains(kind, "Clusterwide")
 }
 
-// settle gives the object the namespace that it is in.
-func settle(o *Object, namespace string) {
+// Settle gives the object the namespace that it is in.
+func Settle(o *Object, namespace string) {
 	switch {
-	case clusterScoped(o.GetKind()):
+	case ClusterScoped(o.GetKind()):
 		o.SetNamespace("")
 	case o.GetNamespace() == "":
 		o.SetNamespace(namespace)

@@ -1,8 +1,6 @@
-package lab
+package kubelet
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"net/netip"
 	"strings"
 	"time"
@@ -11,9 +9,10 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"weft/internal/host"
+	"weft/internal/lab/objects"
 )
 
-// podStatus is what the runtime knows of a pod beyond its sandbox.
+// podStatus is what the kubelet knows of a pod beyond its sandbox.
 type podStatus struct {
 	processes []host.Status
 	started   time.Time
@@ -23,16 +22,16 @@ type podStatus struct {
 // publish writes the pod's status into its object, if it differs from what is there.
 func (w *worker) publish(pod *corev1.Pod) {
 	want := w.statusOf(pod)
-	err := w.r.store.update(ref{"Pod", pod.Namespace, pod.Name}, w.uid, func(o *Object) bool {
+	err := w.k.store.Update(objects.Ref{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name}, w.uid, func(o *objects.Object) bool {
 		have, _, _ := unstructured.NestedMap(o.Object, "status")
-		if same(have, want) {
+		if objects.Same(have, want) {
 			return false
 		}
 		o.Object["status"] = want
 		return true
 	})
 	if err != nil {
-		w.r.log.Error("write status", "pod", pod.Name, "err", err)
+		w.k.log.Error("write status", "pod", pod.Name, "err", err)
 	}
 }
 
@@ -122,17 +121,4 @@ func containerStatuses(pod *corev1.Pod, list []host.Status) []any {
 		out = append(out, st)
 	}
 	return out
-}
-
-// stamp gives a new object its UID and time of creation.
-func stamp(o *Object) {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	h := hex.EncodeToString(b[:])
-	if o.GetUID() == "" {
-		_ = unstructured.SetNestedField(o.Object, strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-"), "metadata", "uid")
-	}
-	if ts := o.GetCreationTimestamp(); ts.IsZero() {
-		_ = unstructured.SetNestedField(o.Object, time.Now().UTC().Format(time.RFC3339), "metadata", "creationTimestamp")
-	}
 }

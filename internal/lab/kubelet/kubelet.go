@@ -1,4 +1,9 @@
-package lab
+// Package kubelet is the lab's stand-in for kubelet and the container runtime: on its
+// node it makes the pods that are bound to the node run, through the CNI plugin.
+//
+// It pulls no images, runs no probes and knows no volumes. A container is a program of
+// this machine, or the built-in responder on the ports that it declares.
+package kubelet
 
 import (
 	"context"
@@ -17,40 +22,52 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"weft/internal/host"
+	"weft/internal/lab/objects"
 )
 
-// Runtime is a node's stand-in for kubelet and container runtime. It runs on the node
-// as a process of its own, watches the lab's objects and makes the pods that are bound
-// to the node run: network namespace, CNI ADD, containers, status. Pods outlive it; it
-// finds them again by their directories, and undoes first what a dead one left half done.
-type Runtime struct {
-	node  string
-	store *store
-	log   *slog.Logger
-	cni   *libcni.CNIConfig
-	slots chan struct{} // limits how many pods start or stop at once
+// Paths on a node; all are the node's own.
+const (
+	StoreDir = "/opt/weft/cluster"      // the lab's objects
+	PodsDir  = "/var/lib/weft-lab/pods" // a directory for each pod, named by its UID
+	ConfDir  = "/etc/cni/net.d"
+
+	cniBinDir = "/opt/cni/bin"
+	cniCache  = "/var/lib/cni"
+)
+
+// Kubelet watches the lab's objects and runs the node's pods: network namespace, CNI
+// ADD, containers, status. Pods outlive it; it finds them again by their directories,
+// and undoes first what a dead one left half done.
+type Kubelet struct {
+	node     string
+	initArgs []string
+	store    *objects.Store
+	log      *slog.Logger
+	cni      *libcni.CNIConfig
+	slots    chan struct{} // limits how many pods start or stop at once
 
 	mu      sync.Mutex
 	workers map[string]*worker // by pod UID
 }
 
-// NewRuntime returns the runtime of a node. It uses the paths of the node's file system.
-func NewRuntime(node string, log io.Writer) (*Runtime, error) {
-	s, err := newStore(clusterPath)
+// New returns the kubelet of a node, which runs on it. initArgs is the command that
+// makes this program pid 1 of a pod (see host.Start).
+func New(node string, initArgs []string, log io.Writer) (*Kubelet, error) {
+	s, err := objects.New(StoreDir)
 	if err != nil {
 		return nil, err
 	}
-	return &Runtime{
-		node: node, store: s, workers: map[string]*worker{},
+	return &Kubelet{
+		node: node, initArgs: initArgs, store: s, workers: map[string]*worker{},
 		log:   slog.New(slog.NewTextHandler(log, nil)),
-		cni:   libcni.NewCNIConfigWithCacheDir([]string{cniBinPath}, cniCache, nil),
+		cni:   libcni.NewCNIConfigWithCacheDir([]string{cniBinDir}, cniCache, nil),
 		slots: make(chan struct{}, 8),
 	}, nil
 }
 
 // Run works until ctx ends.
-func (r *Runtime) Run(ctx context.Context) error {
-	for _, d := range []string{podsPath, confPath, netnsPath} {
+func (k *Kubelet) Run(ctx context.Context) error {
+	for _, d := range []string{PodsDir, ConfDir, netnsPath} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
@@ -60,32 +77,32 @@ func (r *Runtime) Run(ctx context.Context) error {
 		return err
 	}
 	defer w.Close()
-	for _, d := range []string{filepath.Join(r.store.dir, objectsDir), confPath} {
+	for _, d := range []string{k.store.Dir(), ConfDir} {
 		if err := w.Add(d); err != nil {
 			return fmt.Errorf("watch %s: %w", d, err)
 		}
 	}
-	if err := r.adopt(); err != nil {
+	if err := k.adopt(); err != nil {
 		return err
 	}
 	for {
-		if err := r.sync(ctx); err != nil {
-			r.log.Error("read objects", "err", err)
+		if err := k.sync(ctx); err != nil {
+			k.log.Error("read objects", "err", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-w.Events:
-			drain(w.Events)
+			objects.Drain(w.Events)
 		case err := <-w.Errors:
-			r.log.Error("watch", "err", err)
+			k.log.Error("watch", "err", err)
 		}
 	}
 }
 
-// adopt takes over the pods that another runtime of this node started.
-func (r *Runtime) adopt() error {
-	files, err := filepath.Glob(filepath.Join(podsPath, "*", sandboxFile))
+// adopt takes over the pods that another kubelet of this node started.
+func (k *Kubelet) adopt() error {
+	files, err := filepath.Glob(filepath.Join(PodsDir, "*", sandboxFile))
 	if err != nil {
 		return err
 	}
@@ -96,41 +113,41 @@ func (r *Runtime) adopt() error {
 		}
 		var s sandbox
 		if err := json.Unmarshal(b, &s); err != nil { // the machine went down while it was written
-			r.log.Error("read sandbox", "file", f, "err", err)
+			k.log.Error("read sandbox", "file", f, "err", err)
 			continue
 		}
-		r.worker(s.UID).sandbox = &s // sync starts it, when it knows whether the pod is wanted
+		k.worker(s.UID).sandbox = &s // sync starts it, when it knows whether the pod is wanted
 	}
 	return nil
 }
 
 // sync tells every pod's worker what is wanted now.
-func (r *Runtime) sync(ctx context.Context) error {
-	objs, err := r.store.list("Pod")
+func (k *Kubelet) sync(ctx context.Context) error {
+	objs, err := k.store.List("Pod")
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	seen := map[string]bool{}
 	for _, o := range objs {
-		if nodeOf(o) != r.node {
+		if objects.NodeOf(o) != k.node {
 			continue
 		}
 		uid := string(o.GetUID())
 		seen[uid] = true
-		pod, err := decode[corev1.Pod](o)
+		pod, err := objects.Decode[corev1.Pod](o)
 		if err != nil { // apply refuses what cannot be decoded
-			r.log.Error("read pod", "err", err)
+			k.log.Error("read pod", "err", err)
 			continue
 		}
-		w := r.workers[uid]
+		w := k.workers[uid]
 		if w == nil {
-			w = r.worker(uid)
+			w = k.worker(uid)
 		}
 		w.tell(pod)
 	}
-	for uid, w := range r.workers {
+	for uid, w := range k.workers {
 		if !seen[uid] {
 			w.tell(nil)
 		}
@@ -143,17 +160,17 @@ func (r *Runtime) sync(ctx context.Context) error {
 }
 
 // worker makes the worker of a pod. The caller holds mu, or is alone.
-func (r *Runtime) worker(uid string) *worker {
-	w := &worker{r: r, uid: uid, poke: make(chan struct{}, 1)}
-	r.workers[uid] = w
+func (k *Kubelet) worker(uid string) *worker {
+	w := &worker{k: k, uid: uid, poke: make(chan struct{}, 1)}
+	k.workers[uid] = w
 	return w
 }
 
 // worker is the life of one pod, in one goroutine.
 type worker struct {
-	r       *Runtime
+	k       *Kubelet
 	uid     string
-	runs    bool     // guarded by Runtime.mu
+	runs    bool     // guarded by Kubelet.mu
 	sandbox *sandbox // nil: none; used by run only
 	status  podStatus
 
@@ -189,7 +206,7 @@ const (
 
 // run keeps the pod as it is wanted, until it is gone.
 func (w *worker) run(ctx context.Context) {
-	log := w.r.log.With("uid", w.uid)
+	log := w.k.log.With("uid", w.uid)
 	delay := firstRetry
 	for ctx.Err() == nil {
 		pod := w.wanted()
@@ -236,8 +253,8 @@ func (w *worker) step(ctx context.Context, pod *corev1.Pod) error {
 
 func (w *worker) inSlot(ctx context.Context, f func() error) error {
 	select {
-	case w.r.slots <- struct{}{}:
-		defer func() { <-w.r.slots }()
+	case w.k.slots <- struct{}{}:
+		defer func() { <-w.k.slots }()
 		return f()
 	case <-ctx.Done():
 		return ctx.Err()
@@ -278,24 +295,24 @@ func (w *worker) follow(ctx context.Context, h *host.Host, pod *corev1.Pod) erro
 
 // forget ends the worker: the pod is not wanted and nothing is left of it.
 func (w *worker) forget() {
-	w.r.mu.Lock()
-	delete(w.r.workers, w.uid)
-	w.r.mu.Unlock()
+	w.k.mu.Lock()
+	delete(w.k.workers, w.uid)
+	w.k.mu.Unlock()
 	w.mu.Lock()
 	pod := w.pod
 	w.mu.Unlock()
 	if pod == nil {
 		return
 	}
-	err := w.r.store.locked(func() error {
-		r := ref{"Pod", pod.Namespace, pod.Name}
-		o, err := w.r.store.get(r)
+	err := w.k.store.Locked(func() error {
+		r := objects.Ref{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name}
+		o, err := w.k.store.Get(r)
 		if err != nil || o == nil || string(o.GetUID()) != w.uid {
 			return err
 		}
-		return w.r.store.remove(r)
+		return w.k.store.Remove(r)
 	})
 	if err != nil {
-		w.r.log.Error("remove object", "pod", pod.Name, "err", err)
+		w.k.log.Error("remove object", "pod", pod.Name, "err", err)
 	}
 }

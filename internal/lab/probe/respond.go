@@ -1,4 +1,4 @@
-package lab
+package probe
 
 import (
 	"bufio"
@@ -20,26 +20,28 @@ import (
 	"weft/internal/host"
 )
 
-// respond says what a pod's built-in responder serves: the ports of containers that
+// Responder says what a pod's built-in responder serves: the ports of containers that
 // have no command. On TCP it answers an HTTP request with who answers and whom it
 // sees, and echoes anything else; on UDP it echoes, and answers the empty datagram
 // with the same text.
-type respond struct {
-	Ports []respondPort `json:"ports,omitempty"`
+type Responder struct {
+	Ports []Port `json:"ports,omitempty"`
 }
 
-type respondPort struct {
+// Port is one port that is served.
+type Port struct {
 	Protocol string `json:"protocol,omitempty"` // "tcp" if empty
 	Port     uint16 `json:"port"`
 }
 
-func (r respond) encode() json.RawMessage {
+// Encode is the responder as a host's Spec.Data.
+func (r Responder) Encode() json.RawMessage {
 	b, _ := json.Marshal(r) // plain fields: never fails
 	return b
 }
 
-// unsupported names the ports that this kernel cannot serve.
-func (r respond) unsupported() []string {
+// Unsupported names the ports that this kernel cannot serve.
+func (r Responder) Unsupported() []string {
 	var out []string
 	for _, p := range r.Ports {
 		switch p.Protocol {
@@ -75,7 +77,7 @@ type Answer struct {
 
 // Respond is the Builtin of every lab host: it serves what the spec's Data says.
 func Respond(ctx context.Context, spec *host.Spec) error {
-	var r respond
+	var r Responder
 	if len(spec.Data) == 0 {
 		return nil
 	}

@@ -1,6 +1,11 @@
-package lab
+// Package script runs scenarios for people's CI: a txtar file with manifests and the
+// commands that apply them and say what reaches what, in a lab of its own.
+//
+// It does only what a user can do with the command line; the lab does the work.
+package script
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,16 +17,19 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"weft/internal/host"
+	"weft/internal/lab"
+	"weft/internal/lab/objects"
 )
 
-// ScriptHelp is the language of scripts, for help texts.
-func ScriptHelp() string {
+// Help is the language of scripts, for help texts.
+func Help() string {
 	return `A script is a txtar archive: commands, then files as "-- name --" sections. One command a line,
 # begins a comment, 'quotes' hold words together, ! before a command expects it to fail.
 
@@ -63,7 +71,7 @@ type scriptRun struct {
 	*Script
 	file  string
 	name  string
-	lab   *Lab
+	lab   *lab.Lab
 	owned bool // the lab is ours to take down
 	dir   string
 	last  string // output of the last command
@@ -99,7 +107,7 @@ func (s *Script) RunFile(ctx context.Context, file string) (err error) {
 func scriptLab(file string) string {
 	base := strings.TrimSuffix(filepath.Base(file), filepath.Ext(file))
 	base = strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(base), "-"), "-")
-	return fmt.Sprintf("%.24s-%d", cmpOr(base, "script"), os.Getpid())
+	return fmt.Sprintf("%.24s-%d", cmp.Or(base, "script"), os.Getpid())
 }
 
 // run executes all lines. A failed expectation is reported and the script goes on,
@@ -157,33 +165,11 @@ func (r *scriptRun) expectAll(ctx context.Context, steps []step) []error {
 	if err := r.needLab(ctx); err != nil {
 		return []error{err}
 	}
-	index := make([]int, len(steps))
-	for i := range index {
-		index[i] = i
+	var wg sync.WaitGroup
+	for i := range steps {
+		wg.Go(func() { r.expect(ctx, &steps[i]) })
 	}
-	_ = each(index, func(i int) error {
-		st := &steps[i]
-		words, err := split(st.text)
-		var e expectation
-		if err == nil {
-			e, err = parseExpect("default", words[1:])
-		}
-		began := time.Now()
-		var results []Result
-		if err == nil {
-			results, err = r.lab.check(ctx, e)
-		}
-		st.took, st.err = time.Since(began), err
-		var seen []string
-		for _, x := range results {
-			seen = append(seen, x.Target.String()+" "+x.Verdict())
-		}
-		st.result = strings.Join(seen, ", ")
-		if err != nil {
-			st.result = "FAILED: " + err.Error()
-		}
-		return nil
-	})
+	wg.Wait()
 	var errs []error
 	for _, st := range steps {
 		r.report(st)
@@ -192,6 +178,29 @@ func (r *scriptRun) expectAll(ctx context.Context, steps []step) []error {
 		}
 	}
 	return errs
+}
+
+// expect tries one expectation and fills in its result.
+func (r *scriptRun) expect(ctx context.Context, st *step) {
+	words, err := split(st.text)
+	var e lab.Expectation
+	if err == nil {
+		e, err = parseExpect("default", words[1:])
+	}
+	began := time.Now()
+	var results []lab.Result
+	if err == nil {
+		results, err = r.lab.Check(ctx, e)
+	}
+	st.took, st.err = time.Since(began), err
+	var seen []string
+	for _, x := range results {
+		seen = append(seen, x.Target.String()+" "+x.Verdict())
+	}
+	st.result = strings.Join(seen, ", ")
+	if err != nil {
+		st.result = "FAILED: " + err.Error()
+	}
 }
 
 // finish prints the table and takes the script's lab down.
@@ -211,7 +220,7 @@ func (r *scriptRun) finish(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	return errors.Join(err, Down(ctx, r.name))
+	return errors.Join(err, lab.Down(ctx, r.name))
 }
 
 // command runs one line that is not an expectation.
@@ -257,7 +266,7 @@ func (r *scriptRun) needLab(ctx context.Context) error {
 		return nil
 	}
 	if r.Name != "" {
-		l, err := Open(r.Name)
+		l, err := lab.Open(r.Name)
 		r.lab = l
 		return err
 	}
@@ -268,7 +277,7 @@ func (r *scriptRun) up(ctx context.Context, args []string) error {
 	if r.Name != "" {
 		return fmt.Errorf("the script runs in lab %s, which is up", r.Name)
 	}
-	o := Options{Name: r.name}
+	o := lab.Options{Name: r.name}
 	for i := 0; i < len(args); i++ {
 		flag, v, ok := strings.Cut(args[i], "=")
 		if !ok {
@@ -278,15 +287,15 @@ func (r *scriptRun) up(ctx context.Context, args []string) error {
 			i++
 			v = args[i]
 		}
-		if err := o.set(flag, v, r.dir); err != nil {
+		if err := set(&o, flag, v, r.dir); err != nil {
 			return err
 		}
 	}
 	r.owned = true
-	r.lab = &Lab{opts: o} // so that finish takes down what failed half way
+	r.lab = lab.Unstarted(o) // so that finish takes down what failed half way
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	l, err := Up(ctx, o)
+	l, err := lab.Up(ctx, o)
 	if l != nil {
 		r.lab = l
 	}
@@ -294,7 +303,7 @@ func (r *scriptRun) up(ctx context.Context, args []string) error {
 }
 
 // set is one flag of `up`.
-func (o *Options) set(flag, v, dir string) (err error) {
+func set(o *lab.Options, flag, v, dir string) (err error) {
 	switch flag {
 	case "--nodes":
 		o.Nodes, err = strconv.Atoi(v)
@@ -310,7 +319,7 @@ func (o *Options) set(flag, v, dir string) (err error) {
 	case "--backend":
 		o.Backend = v
 	case "--config":
-		o.Config, err = ReadConfig(filepath.Join(dir, v))
+		o.Config, err = lab.ReadConfig(filepath.Join(dir, v))
 	default:
 		return fmt.Errorf("no flag %s", flag)
 	}
@@ -320,7 +329,7 @@ func (o *Options) set(flag, v, dir string) (err error) {
 	return nil
 }
 
-func (r *scriptRun) manifests(files []string) ([]*Object, error) {
+func (r *scriptRun) manifests(files []string) ([]*objects.Object, error) {
 	if len(files) == 0 {
 		return nil, errors.New("want FILE…")
 	}
@@ -328,10 +337,10 @@ func (r *scriptRun) manifests(files []string) ([]*Object, error) {
 	for i, f := range files {
 		paths[i] = filepath.Join(r.dir, f)
 	}
-	return ReadManifests(strings.NewReader(""), paths...)
+	return objects.ReadManifests(strings.NewReader(""), paths...)
 }
 
-func (r *scriptRun) note(changes []Change) {
+func (r *scriptRun) note(changes []lab.Change) {
 	for _, c := range changes {
 		r.last += c.Object + " " + c.What + "\n"
 		for _, n := range c.Notes {
@@ -368,7 +377,7 @@ func (r *scriptRun) wait(ctx context.Context, args []string) error {
 }
 
 func (r *scriptRun) delete(ctx context.Context, args []string) error {
-	var objs []*Object
+	var objs []*objects.Object
 	var err error
 	if len(args) > 0 && filepath.Ext(args[0]) == "" {
 		objs, err = r.lab.Get(args[0], "", args[1:]...)
@@ -423,7 +432,7 @@ func (r *scriptRun) agent(ctx context.Context, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	return r.lab.ProcessVerb(ctx, args[0], agentProcess, args[1])
+	return r.lab.ProcessVerb(ctx, args[0], lab.AgentProcess, args[1])
 }
 
 func (r *scriptRun) show(ctx context.Context, args []string) error {
@@ -434,7 +443,7 @@ func (r *scriptRun) show(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return r.runOn(ctx, h, []string{weftPath(), "show", args[0]})
+	return r.runOn(ctx, h, []string{lab.WeftPath(), "show", args[0]})
 }
 
 func (r *scriptRun) runOn(ctx context.Context, h *host.Host, args []string) error {
@@ -475,38 +484,4 @@ func (r *scriptRun) cmp(_ context.Context, args []string) error {
 		return fmt.Errorf("the output is:\n%s\nand %s:\n%s", r.last, args[0], b)
 	}
 	return nil
-}
-
-// split cuts a line into words; single or double quotes hold a word together.
-func split(line string) ([]string, error) {
-	var words []string
-	var word strings.Builder
-	in, quote := false, rune(0)
-	for _, c := range line {
-		switch {
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote != 0:
-			word.WriteRune(c)
-		case c == '\'' || c == '"':
-			quote, in = c, true
-		case c == ' ' || c == '\t':
-			if in {
-				words, in = append(words, word.String()), false
-				word.Reset()
-			}
-		case c == '#' && !in:
-			return words, nil
-		default:
-			in = true
-			word.WriteRune(c)
-		}
-	}
-	if quote != 0 {
-		return nil, fmt.Errorf("%c is not closed", quote)
-	}
-	if in {
-		words = append(words, word.String())
-	}
-	return words, nil
 }

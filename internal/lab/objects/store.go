@@ -1,0 +1,281 @@
+// Package objects is the lab's stand-in for an API server: Kubernetes objects as YAML
+// files in a directory, which every agent and every node's kubelet watch, and the
+// reading of users' manifests.
+//
+// It has no process and no schemas: what it does not know it keeps as it is. It knows
+// nothing of labs, nodes or networks.
+package objects
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+)
+
+// Object is any Kubernetes object.
+type Object = unstructured.Unstructured
+
+// Store is a directory with one YAML file for each object. Files are replaced by
+// rename, so that a reader never sees half of one. Whoever reads to write takes the
+// lock file; a writer that dies releases it and leaves at most a file in tmp.
+type Store struct{ dir string }
+
+const (
+	objectsDir = "objects"
+	tmpDir     = "tmp" // on the same mount: rename needs that
+)
+
+// New returns the store in the directory, which is created.
+func New(dir string) (*Store, error) {
+	for _, d := range []string{objectsDir, tmpDir} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return &Store{dir: dir}, nil
+}
+
+// Ref names an object: "pod/default/web", "node/node1".
+type Ref struct{ Kind, Namespace, Name string }
+
+// RefOf names the object.
+func RefOf(o *Object) Ref { return Ref{o.GetKind(), o.GetNamespace(), o.GetName()} }
+
+// String returns "kind/namespace/name", or "kind/name" without a namespace; the kind in lower case.
+func (r Ref) String() string {
+	if r.Namespace == "" {
+		return strings.ToLower(r.Kind) + "/" + r.Name
+	}
+	return strings.ToLower(r.Kind) + "/" + r.Namespace + "/" + r.Name
+}
+
+// Path is the store's directory.
+func (s *Store) Path() string { return s.dir }
+
+// Dir is the directory of the objects' files: what a file source watches.
+func (s *Store) Dir() string { return Dir(s.dir) }
+
+// Dir is the directory of the objects' files of a store at that path.
+func Dir(store string) string { return filepath.Join(store, objectsDir) }
+
+// file is the object's path. Names have no "_" in Kubernetes.
+func (s *Store) file(r Ref) string {
+	return filepath.Join(s.dir, objectsDir, strings.ToLower(r.Kind)+"_"+r.Namespace+"_"+r.Name+".yaml")
+}
+
+// Locked runs f while nobody else changes objects.
+func (s *Store) Locked(f func() error) error {
+	l, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(l.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", l.Name(), err)
+	}
+	return f()
+}
+
+// Get returns the object, or nil if there is none.
+func (s *Store) Get(r Ref) (*Object, error) {
+	o, err := readObject(s.file(r))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return o, err
+}
+
+func readObject(path string) (*Object, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	o := &Object{}
+	if err := yaml.Unmarshal(b, &o.Object); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return o, nil
+}
+
+// Put writes the object whole. The caller holds the lock if it read it before.
+func (s *Store) Put(o *Object) error {
+	b, err := yaml.Marshal(o.Object)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Join(s.dir, tmpDir), "object")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err == nil {
+		err = os.Rename(f.Name(), s.file(RefOf(o)))
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
+
+// Update changes one object under the lock; change returns false to leave it alone.
+// No-op if the object is not there or has another UID.
+func (s *Store) Update(r Ref, uid string, change func(*Object) bool) error {
+	return s.Locked(func() error {
+		o, err := s.Get(r)
+		if err != nil || o == nil || string(o.GetUID()) != uid || !change(o) {
+			return err
+		}
+		return s.Put(o)
+	})
+}
+
+// Remove deletes the object's file; no error if there is none.
+func (s *Store) Remove(r Ref) error {
+	err := os.Remove(s.file(r))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// List returns the objects of a kind, or all for "", sorted by kind, namespace and name.
+func (s *Store) List(kind string) ([]*Object, error) {
+	prefix := ""
+	if kind != "" {
+		prefix = strings.ToLower(kind) + "_"
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, objectsDir))
+	if err != nil {
+		return nil, err
+	}
+	var out []*Object
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix) || !strings.HasSuffix(e.Name(), ".yaml") {
+			continue
+		}
+		o, err := readObject(filepath.Join(s.dir, objectsDir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, o)
+	}
+	slices.SortFunc(out, func(a, b *Object) int {
+		return slices.Compare(
+			[]string{a.GetKind(), a.GetNamespace(), a.GetName()},
+			[]string{b.GetKind(), b.GetNamespace(), b.GetName()})
+	})
+	return out, nil
+}
+
+// Await calls done now and after each change of the objects, until it returns true
+// or an error, or ctx ends.
+func (s *Store) Await(ctx context.Context, done func() (bool, error)) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if err := w.Add(filepath.Join(s.dir, objectsDir)); err != nil {
+		return err
+	}
+	for {
+		if ok, err := done(); ok || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-w.Events:
+			Drain(w.Events)
+		case err := <-w.Errors:
+			return err
+		}
+	}
+}
+
+// Drain takes what is queued, and what follows at once: one look serves all.
+func Drain(events <-chan fsnotify.Event) {
+	for quiet := time.After(2 * time.Millisecond); ; {
+		select {
+		case <-events:
+		case <-quiet:
+			return
+		}
+	}
+}
+
+// Decode turns the object into the Go type of its kind. Unknown and wrong fields are
+// errors that name the object and the field.
+func Decode[T any](o *Object) (*T, error) {
+	b, err := json.Marshal(o.Object)
+	if err != nil {
+		return nil, err
+	}
+	v := new(T)
+	strict, err := kjson.UnmarshalStrict(b, v)
+	if err = errors.Join(append(strict, err)...); err != nil {
+		return nil, fmt.Errorf("%s: %s", RefOf(o), strings.TrimPrefix(err.Error(), "json: "))
+	}
+	return v, nil
+}
+
+// Encode turns a typed object into a generic one.
+func Encode(apiVersion, kind string, v any) (*Object, error) {
+	m, err := runtime.DefaultUnstructuredConverter.ToUnstructured(v)
+	if err != nil {
+		return nil, err
+	}
+	o := &Object{Object: m}
+	o.SetAPIVersion(apiVersion)
+	o.SetKind(kind)
+	return o, nil
+}
+
+// Stamp gives a new object its UID and time of creation.
+func Stamp(o *Object) {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	h := hex.EncodeToString(b[:])
+	if o.GetUID() == "" {
+		_ = unstructured.SetNestedField(o.Object, strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-"), "metadata", "uid")
+	}
+	if ts := o.GetCreationTimestamp(); ts.IsZero() {
+		_ = unstructured.SetNestedField(o.Object, time.Now().UTC().Format(time.RFC3339), "metadata", "creationTimestamp")
+	}
+}
+
+// Same compares as JSON does, to which 1 and 1.0 are one number.
+func Same(a, b any) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+// NodeOf is the node that a pod is bound to, "" if none.
+func NodeOf(pod *Object) string {
+	n, _, _ := unstructured.NestedString(pod.Object, "spec", "nodeName")
+	return n
+}
