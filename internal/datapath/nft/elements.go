@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -162,34 +163,73 @@ func list(set string, s map[string]string) []nftables.SetElement {
 	return out
 }
 
-// diffSets queues what turns the elements have into want. The queue is empty if they are the same.
-func diffSets(conn *nftables.Conn, have, want elements) {
-	for _, set := range sets(&nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}) {
-		old, now := have.sets[set.Name], want.sets[set.Name]
-		if equalSet(old, now) {
-			continue
-		}
-		if set.Interval { // its elements are boundaries: half an interval is none
-			conn.FlushSet(set)
-			_ = conn.SetAddElements(set, list(set.Name, now))
-			continue
-		}
-		gone, added := map[string]string{}, map[string]string{}
-		for k, v := range old {
-			if nv, ok := now[k]; !ok || nv != v {
-				gone[k] = v
-			}
-		}
-		for k, v := range now {
-			if ov, ok := old[k]; !ok || ov != v {
-				added[k] = v
-			}
-		}
-		if len(gone) > 0 {
-			_ = conn.SetDeleteElements(set, list(set.Name, gone))
-		}
-		if len(added) > 0 {
-			_ = conn.SetAddElements(set, list(set.Name, added))
+// chunk is how many elements go into one message: the length of a netlink attribute is 16 bits.
+const chunk = 400
+
+// inChunks hands over a set's elements in messages that are not too long.
+func inChunks(set *nftables.Set, s map[string]string, f func(*nftables.Set, []nftables.SetElement) error) error {
+	for part := range slices.Chunk(list(set.Name, s), chunk) {
+		if err := f(set, part); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// diffSets queues what turns the elements have into want: as much as differs.
+func diffSets(conn *nftables.Conn, have, want elements) {
+	for _, set := range sets(table()) {
+		gone, added := differ(have.sets[set.Name], want.sets[set.Name])
+		_ = inChunks(set, gone, conn.SetDeleteElements) // what cannot be marshalled fails the flush
+		_ = inChunks(set, added, conn.SetAddElements)
+	}
+}
+
+// differ returns the elements of old that now has not, and the other way round; a changed one is in both.
+func differ(old, now map[string]string) (gone, added map[string]string) {
+	gone, added = map[string]string{}, map[string]string{}
+	for k, v := range old {
+		if nv, ok := now[k]; !ok || nv != v {
+			gone[k] = v
+		}
+	}
+	for k, v := range now {
+		if ov, ok := old[k]; !ok || ov != v {
+			added[k] = v
+		}
+	}
+	return gone, added
+}
+
+// moved lists the host ports that go elsewhere now, or nowhere: with the pod's port 0.
+func moved(was, is elements) []plan.HostPort {
+	var out []plan.HostPort
+	for _, f := range families() {
+		for _, set := range []string{anyPorts, addrPorts} {
+			gone, added := differ(was.sets[set+f.name], is.sets[set+f.name])
+			for k := range gone {
+				if _, again := added[k]; !again {
+					added[k] = string(make([]byte, f.addrLen+4))
+				}
+			}
+			for _, k := range slices.Sorted(maps.Keys(added)) {
+				out = append(out, f.decode(k, added[k]))
+			}
+		}
+	}
+	return out
+}
+
+// decode is the inverse of what compile makes of a host port.
+func (f family) decode(key, val string) plan.HostPort {
+	var h plan.HostPort
+	if len(key) > 8 {
+		h.HostIP, _ = netip.AddrFromSlice([]byte(key[:f.addrLen]))
+		key = key[f.addrLen:]
+	}
+	h.Protocol = map[byte]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_SCTP: "sctp"}[key[0]]
+	h.Port = binary.BigEndian.Uint16([]byte(key[4:]))
+	pod, _ := netip.AddrFromSlice([]byte(val[:f.addrLen]))
+	h.Pod = netip.AddrPortFrom(pod, binary.BigEndian.Uint16([]byte(val[f.addrLen:])))
+	return h
 }

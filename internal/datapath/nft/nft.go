@@ -1,18 +1,19 @@
 // Package nft makes the kernel's table "inet weft-nat" equal to the plan: masquerade and host ports.
 //
 // It does not decide anything and touches no other table; what others have that hurts pods is only reported (see
-// Foreign). The table is recognised by its name alone and is always wholly ours. A dead agent leaves it in place:
-// masquerade and host ports go on working. The next agent compares it element by element and
+// ForeignDrops). The table is recognised by its name alone and is always wholly ours. Where the kernel has owned tables
+// (Linux 6.9) nobody else can change it; elsewhere it is watched and put back. A dead agent leaves it in place:
+// masquerade and host ports go on working. The next agent adopts it, compares it element by element and
 // changes only what differs, so unchanged objects are never deleted; every change is one transaction.
 package nft
 
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
 	"sync"
 
@@ -27,21 +28,35 @@ const TableName = "weft-nat"
 
 // Driver is the nftables driver. Apply and Sweep are called from the reconcile goroutine only.
 type Driver struct {
-	log *slog.Logger
-	// forget drops the host's connection tracking entries toward a pod whose host port went away or moved; may be nil.
-	forget func(protocol string, pod netip.Addr) error
+	log    *slog.Logger
+	forget Forget
+	plain  bool          // never claim the table; for tests of kernels that cannot
 	others chan struct{} // holds one token when any table has changed
 
 	mu   sync.Mutex
-	conn *nftables.Conn // guarded by mu
-	want elements       // guarded by mu: what the last transaction left in the kernel
-	sure bool           // guarded by mu: the kernel holds want, unless somebody changed it since
+	conn *socket   // guarded by mu
+	want elements  // guarded by mu: what the last transaction left in the kernel
+	sure bool      // guarded by mu: the kernel holds want, unless somebody changed it since
+	mine ownership // guarded by mu
 }
 
-// New returns a driver for the current network namespace. forget is called for translated flows that a change made
+// ownership says whether others can change the table.
+type ownership int
+
+const (
+	unknown ownership = iota // no table was written yet
+	owned
+	shared
+)
+
+// Forget ends tracked flows to the given host ports that do not end at their pods: a client that never changes its own
+// port, as of UDP, would otherwise reach the old pod for as long as it sends. The pod's port is 0 where a host port went away.
+type Forget func([]plan.HostPort) error
+
+// New returns a driver for the calling thread's network namespace. forget is called for flows that a change made
 // stale; nil leaves them to time out.
-func New(log *slog.Logger, forget func(protocol string, pod netip.Addr) error) (*Driver, error) {
-	conn, err := nftables.New(nftables.AsLasting())
+func New(log *slog.Logger, forget Forget) (*Driver, error) {
+	conn, err := open()
 	if err != nil {
 		return nil, fmt.Errorf("open nf_tables: %w", err)
 	}
@@ -51,9 +66,21 @@ func New(log *slog.Logger, forget func(protocol string, pod netip.Addr) error) (
 	return &Driver{log: log, conn: conn, forget: forget, others: make(chan struct{}, 1)}, nil
 }
 
-// Features says which way of protecting the table is in force.
+// Close closes the driver's socket. The table stays, and the next agent can adopt it.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.conn.CloseLasting()
+}
+
+// Features says which way of protecting the table is in force; before a table was written, the better one is assumed.
 func (d *Driver) Features() []model.Feature {
-	return []model.Feature{{Name: "nft-table", State: "active", Detail: "watched, and put back when somebody flushes it"}}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mine == shared {
+		return []model.Feature{{Name: "nft-owner", State: "fallback", Detail: "the table can be changed by others; it is watched and put back"}}
+	}
+	return []model.Feature{{Name: "nft-owner", State: "active", Detail: "nobody else can change or flush the table"}}
 }
 
 // Apply implements reconcile.Driver: one transaction for the whole batch, so all of its rows fare alike.
@@ -66,22 +93,17 @@ func (d *Driver) Apply(_ context.Context, want plan.View, changed plan.Changes) 
 	for _, r := range slices.Concat(changed.Upsert, changed.Delete) {
 		res[r.Key()] = cmp.Or(e.refused[r.Key()], err)
 	}
-	if err == nil {
-		d.forgetStale(changed)
-	}
 	return res
 }
 
-// forgetStale ends translated flows of host ports that go away or may have moved: a UDP client that never changes
-// its port would otherwise reach the old pod for as long as it sends.
-func (d *Driver) forgetStale(changed plan.Changes) {
-	if d.forget == nil {
+// forgetStale ends flows to host ports that differ between what was and what is.
+func (d *Driver) forgetStale(was, is elements) {
+	stale := moved(was, is)
+	if d.forget == nil || len(stale) == 0 {
 		return
 	}
-	for h := range plan.Of[*plan.HostPort](changed.Delete) {
-		if err := d.forget(h.Protocol, h.Pod.Addr()); err != nil {
-			d.log.Warn("stale flows were not ended", "hostport", h.String(), "err", err)
-		}
+	if err := d.forget(stale); err != nil {
+		d.log.Warn("stale flows were not ended", "err", err)
 	}
 }
 
@@ -95,39 +117,65 @@ func (d *Driver) Sweep(_ context.Context, want plan.View) error {
 // converge makes the kernel hold e.
 func (d *Driver) converge(e elements) error {
 	if !d.sure {
-		have, whole, err := read(d.conn)
+		have, whole, err := read(d.conn.Conn)
 		if err != nil {
 			return err
 		}
 		if !whole {
 			return d.rebuild(e)
 		}
+		if !have.empty() && d.mine == unknown {
+			if err := d.claim(); err != nil {
+				return err
+			}
+		}
 		d.want, d.sure = have, true
 	}
+	was := d.want
 	switch {
-	case e.empty() && d.want.empty():
+	case e.empty() && was.empty():
+		d.want = e
 		return nil
-	case e.empty() || d.want.empty():
+	case e.empty() || was.empty():
 		return d.rebuild(e)
 	}
-	diffSets(d.conn, d.want, e)
+	diffSets(d.conn.Conn, was, e)
 	if err := d.conn.Flush(); err != nil {
-		d.sure = false
-		return fmt.Errorf("change sets of table inet %s: %w", TableName, err)
+		d.log.Warn("the table does not take a change and is written anew", "err", err)
+		return d.rebuild(e)
 	}
 	d.want = e
+	d.forgetStale(was, e)
 	return nil
+}
+
+// claim makes the table ours alone where that is possible.
+func (d *Driver) claim() error {
+	if d.plain {
+		d.mine = shared
+		return nil
+	}
+	err := d.conn.claim()
+	switch {
+	case err == nil:
+		d.mine = owned
+	case errors.Is(err, errNoOwner):
+		d.mine, err = shared, nil
+	default:
+		d.mine = unknown
+	}
+	return err
 }
 
 // rebuild replaces the table as a whole in one transaction, or removes it if nothing is wanted.
 func (d *Driver) rebuild(e elements) error {
+	was := d.want
 	d.sure = false
-	t := &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
-	d.conn.AddTable(t) // so that deleting it cannot fail
-	d.conn.DelTable(t)
+	if err := d.clear(e.empty()); err != nil {
+		return err
+	}
 	if !e.empty() {
-		d.conn.AddTable(t)
-		if err := build(d.conn, t, e); err != nil {
+		if err := build(d.conn.Conn, table(), e); err != nil {
 			return err
 		}
 	}
@@ -135,6 +183,49 @@ func (d *Driver) rebuild(e elements) error {
 		return fmt.Errorf("write table inet %s: %w", TableName, err)
 	}
 	d.want, d.sure = e, true
+	d.forgetStale(was, e)
+	return nil
+}
+
+// clear queues the removal of all that the table holds, and of the table itself if it is to go.
+func (d *Driver) clear(whole bool) error {
+	t := table()
+	if !whole {
+		// An empty table does nothing, so it may be made before the transaction.
+		if err := d.claim(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case !whole && d.mine == shared: // made anew, which the owner's flags would not allow
+		d.conn.AddTable(t)
+		d.conn.DelTable(t)
+		d.conn.AddTable(t)
+		return nil
+	case whole:
+		there, err := exists(d.conn.Conn)
+		if there {
+			d.conn.DelTable(t)
+		}
+		return err
+	}
+	chains, err := d.conn.ListChainsOfTableFamily(t.Family)
+	if err != nil {
+		return fmt.Errorf("list chains: %w", err)
+	}
+	sets, err := d.conn.GetSets(t)
+	if err != nil {
+		return fmt.Errorf("list sets: %w", err)
+	}
+	d.conn.FlushTable(t)
+	for _, c := range chains {
+		if c.Table.Name == TableName {
+			d.conn.DelChain(c)
+		}
+	}
+	for _, s := range sets {
+		d.conn.DelSet(s)
+	}
 	return nil
 }
 
@@ -143,35 +234,20 @@ func (d *Driver) Changed() <-chan struct{} { return d.others }
 
 // Watch reports rows whose kernel state somebody else changed, until ctx ends.
 func (d *Driver) Watch(ctx context.Context, changed func(k plan.Key, what string)) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nf_tables for watching: %w", err)
-	}
-	mon := nftables.NewMonitor()
-	events, err := conn.AddGenerationalMonitor(mon)
-	if err != nil {
-		return fmt.Errorf("watch nf_tables: %w", err)
-	}
-	defer mon.Close()
-	for {
+	return d.conn.listen(ctx, func(ours bool) {
+		select {
+		case d.others <- struct{}{}:
+		default:
+		}
+		if !ours {
+			return
+		}
 		if what, keys := d.verify(); what != "" {
 			for _, k := range keys {
 				changed(k, what)
 			}
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case _, ok := <-events:
-			if !ok {
-				return fmt.Errorf("the watch of nf_tables ended")
-			}
-			select {
-			case d.others <- struct{}{}:
-			default:
-			}
-		}
-	}
+	})
 }
 
 // verify compares the kernel with what was left there: it does not matter who changed it. It returns what is wrong,
@@ -182,7 +258,7 @@ func (d *Driver) verify() (string, []plan.Key) {
 	if !d.sure || d.want.empty() {
 		return "", nil
 	}
-	have, whole, err := read(d.conn)
+	have, whole, err := read(d.conn.Conn)
 	what := ""
 	switch {
 	case err != nil:

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/internal/datapath/linux"
 	"weft/internal/datapath/nft"
 	"weft/internal/model"
 	"weft/internal/plan"
@@ -48,6 +49,15 @@ type node struct {
 	host, out *testkit.Netns
 	pods      []*testkit.Netns
 	d         *nft.Driver
+	plain     bool // as on a kernel without owned tables
+}
+
+// modes runs a test with the table owned and not.
+func modes(t *testing.T, f func(t *testing.T, n *node)) {
+	testkit.RequireRoot(t)
+	for name, plain := range map[string]bool{"owned": false, "shared": true} {
+		t.Run(name, func(t *testing.T) { f(t, newNode(t, plain)) })
+	}
 }
 
 const (
@@ -55,8 +65,8 @@ const (
 	outAddr, outAddrSix   = "172.30.0.9", "fd00:172::9"
 )
 
-func newNode(t testing.TB) *node {
-	n := &node{TB: t, host: testkit.New(t), out: testkit.New(t)}
+func newNode(t testing.TB, plain bool) *node {
+	n := &node{TB: t, host: testkit.New(t), out: testkit.New(t), plain: plain}
 	testkit.Veth(t, n.host, "eth0", []string{hostAddr + "/24", hostAddrSix + "/64"}, n.out, "eth0", []string{outAddr + "/24", outAddrSix + "/64"})
 	for _, s := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
 		n.host.Sysctl(t, s, "1")
@@ -75,14 +85,23 @@ func newNode(t testing.TB) *node {
 	n.out.IP(t, "route add 10.0.0.0/16 via "+hostAddr)
 	n.out.IP(t, "-6 route add fd00:0:0::/32 via "+hostAddrSix)
 	n.open()
+	t.Cleanup(func() { _ = n.d.Close() })
 	return n
 }
 
+// open makes a driver without memory, after the end of the one before.
 func (n *node) open() {
 	n.Helper()
+	if n.d != nil {
+		_ = n.d.Close()
+	}
 	n.host.Do(n.TB, func() {
 		var err error
-		if n.d, err = nft.New(slog.New(slog.DiscardHandler), nil); err != nil {
+		open := nft.New
+		if n.plain {
+			open = nft.NewPlain
+		}
+		if n.d, err = open(slog.New(slog.DiscardHandler), linux.ForgetFlows); err != nil {
 			n.Fatal(err)
 		}
 	})
@@ -200,8 +219,10 @@ func both(f func(pod, other, host, out string)) {
 func bare(s string) string { return netip.MustParseAddr(strings.Trim(s, "[]")).String() }
 
 func TestMasquerade(t *testing.T) {
-	testkit.RequireRoot(t)
-	n := newNode(t)
+	modes(t, testMasquerade)
+}
+
+func testMasquerade(t *testing.T, n *node) {
 	for _, network := range []string{"tcp", "udp"} {
 		n.serve(n.out, network, ":80")
 		n.serve(n.pods[1], network, ":80")
@@ -224,8 +245,10 @@ func TestMasquerade(t *testing.T) {
 }
 
 func TestHostPort(t *testing.T) {
-	testkit.RequireRoot(t)
-	n := newNode(t)
+	modes(t, testHostPort)
+}
+
+func testHostPort(t *testing.T, n *node) {
 	n.serve(n.host, "tcp", "127.0.0.1:9")
 	for _, network := range []string{"tcp", "udp"} {
 		for _, p := range n.pods {
@@ -256,8 +279,10 @@ func TestHostPort(t *testing.T) {
 }
 
 func TestRefusal(t *testing.T) {
-	testkit.RequireRoot(t)
-	n := newNode(t)
+	modes(t, testRefusal)
+}
+
+func testRefusal(t *testing.T, n *node) {
 	good, mixed, odd := hostPort("tcp", "", 80, "10.0.0.5:80"), hostPort("tcp", "10.9.9.9", 7, "[fd00::5]:80"), hostPort("igmp", "", 7, "10.0.0.5:80")
 	n.host.Do(t, func() {
 		rows := []plan.Row{good, mixed, odd}
@@ -276,8 +301,10 @@ func TestRefusal(t *testing.T) {
 
 // TestRestart: an agent without memory changes nothing that is right, and repairs what is not.
 func TestRestart(t *testing.T) {
-	testkit.RequireRoot(t)
-	n := newNode(t)
+	modes(t, testRestart)
+}
+
+func testRestart(t *testing.T, n *node) {
 	rows := []plan.Row{masquerade("0.0.0.0/0", "224.0.0.0/4"), hostPort("tcp", "", 8080, "10.0.0.5:80"), hostPort("sctp", "fd00::9", 7, "[fd00::5]:80")}
 	n.apply(rows...)
 	handles := n.host.Run(t, "nft", "-a", "list", "table", "inet", "weft-nat")
@@ -291,6 +318,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("one port more:\n%s", list)
 	}
 	// Another build's table: one rule less.
+	_ = n.d.Close()
 	n.host.Run(t, "nft", "flush", "chain", "inet", "weft-nat", "output")
 	n.open()
 	n.apply(rows...)
@@ -310,8 +338,10 @@ func TestRestart(t *testing.T) {
 
 // TestWatch: each way of damaging the table is reported, and our own changes are not.
 func TestWatch(t *testing.T) {
-	testkit.RequireRoot(t)
-	n := newNode(t)
+	modes(t, testWatch)
+}
+
+func testWatch(t *testing.T, n *node) {
 	ctx, cancel := context.WithCancel(t.Context())
 	found := make(chan string, 16)
 	var wg sync.WaitGroup
@@ -325,7 +355,7 @@ func TestWatch(t *testing.T) {
 			}
 		})
 	})
-	t.Cleanup(func() { cancel(); n.host.Try(t, "nft", "add", "table", "inet", "wake"); wg.Wait() })
+	t.Cleanup(func() { cancel(); wg.Wait() })
 	<-started
 	rows := []plan.Row{masquerade(), hostPort("tcp", "", 8080, "10.0.0.5:80")}
 	n.apply(rows...)
@@ -342,6 +372,14 @@ func TestWatch(t *testing.T) {
 		case f := <-found:
 			t.Fatalf("reported without cause: %s", f)
 		case <-time.After(100 * time.Millisecond):
+		}
+		if !n.plain { // nobody else can do that
+			before := n.host.Run(t, "nft", "list", "table", "inet", "weft-nat")
+			_, err := n.host.Try(t, "nft", damage...)
+			if after := n.host.Run(t, "nft", "list", "table", "inet", "weft-nat"); after != before || err == nil && damage[1] != "ruleset" {
+				t.Errorf("nft %v: %v\n%s\nwas\n%s", damage, err, after, before)
+			}
+			continue
 		}
 		n.host.Run(t, "nft", damage...)
 		var keys []string
@@ -361,8 +399,10 @@ func TestWatch(t *testing.T) {
 }
 
 func TestForeign(t *testing.T) {
-	testkit.RequireRoot(t)
-	n := newNode(t)
+	modes(t, testForeign)
+}
+
+func testForeign(t *testing.T, n *node) {
 	n.apply(masquerade())
 	look := func() (drops, nat []string) {
 		n.host.Do(t, func() {

@@ -22,6 +22,10 @@ func quarter(bytes uint32) uint32 { return unix.NFT_REG32_00 + bytes/4 }
 // podPrefix is what the names of pod links and of the overlay device begin with.
 const podPrefix = "weft"
 
+func table() *nftables.Table {
+	return &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
+}
+
 // sets returns the table's sets and maps.
 func sets(t *nftables.Table) []*nftables.Set {
 	var out []*nftables.Set
@@ -123,7 +127,11 @@ func (f family) dnat(set string) []expr.Any {
 // build queues the whole table.
 func build(conn *nftables.Conn, t *nftables.Table, e elements) error {
 	for _, set := range sets(t) {
-		if err := conn.AddSet(set, list(set.Name, e.sets[set.Name])); err != nil {
+		err := conn.AddSet(set, nil)
+		if err == nil {
+			err = inChunks(set, e.sets[set.Name], conn.SetAddElements)
+		}
+		if err != nil {
 			return fmt.Errorf("set %s: %w", set.Name, err)
 		}
 	}
@@ -143,18 +151,9 @@ func build(conn *nftables.Conn, t *nftables.Table, e elements) error {
 // no table at all is whole, and empty.
 func read(conn *nftables.Conn) (e elements, whole bool, err error) {
 	e.sets = map[string]map[string]string{}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return e, false, fmt.Errorf("list tables: %w", err)
-	}
-	var t *nftables.Table
-	for _, x := range tables {
-		if x.Name == TableName {
-			t = x
-		}
-	}
-	if t == nil {
-		return e, true, nil
+	t := table()
+	if there, err := exists(conn); err != nil || !there {
+		return e, true, err
 	}
 	have, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -198,4 +197,18 @@ func read(conn *nftables.Conn) (e elements, whole bool, err error) {
 		e.sets[set.Name] = s
 	}
 	return e, true, nil
+}
+
+// exists reports whether the kernel has the table.
+func exists(conn *nftables.Conn) (bool, error) {
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("list tables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == TableName {
+			return true, nil
+		}
+	}
+	return false, nil
 }
