@@ -504,7 +504,7 @@ func (n *node) truncate() {
 // TestHistories is behaviour 6 of the design: 10,000 random histories of a node with a /27.
 func TestHistories(t *testing.T) {
 	count := uint64(10_000)
-	if testing.Short() {
+	if testing.Short() || raced {
 		count = 500
 	}
 	families := [][]string{{"10.0.0.0/27"}, {"fd00::/123"}, {"10.0.0.0/27", "fd00::/64"}}

@@ -39,7 +39,12 @@ func (s *Source) Add(ctx context.Context, r api.AddRequest) (api.AddReply, error
 	if err != nil {
 		return api.AddReply{}, err
 	}
-	defer s.leave(t)
+	ours := true // the turn is
+	defer func() {
+		if ours {
+			s.leave(t)
+		}
+	}()
 	ctx, err = s.outrun(ctx, t, r.Attachment)
 	if err != nil {
 		return api.AddReply{}, err
@@ -64,7 +69,7 @@ func (s *Source) Add(ctx context.Context, r api.AddRequest) (api.AddReply, error
 		if lease.State == ipam.Committed {
 			return api.AddReply{}, err // a repeated ADD does not undo what the first one did
 		}
-		t.kept = s.remove(ctx, "its ADD failed", t, lease) != nil
+		ours = s.remove(ctx, "its ADD failed", t, lease)
 		return api.AddReply{}, err
 	}
 	if lease.State != ipam.Committed {

@@ -26,37 +26,47 @@ func (s *Source) Del(ctx context.Context, a api.Attachment) error {
 	if err != nil {
 		return err
 	}
-	t.kept = false
-	defer s.leave(t)
-	if l, ok := s.alloc.Get(a.ID()); ok {
-		t.kept = s.remove(ctx, "deleted by the runtime", t, l) != nil
+	l, ok := s.alloc.Get(a.ID())
+	if !ok || s.remove(ctx, "deleted by the runtime", t, l) {
+		s.leave(t)
 	}
 	return nil
 }
 
-// remove ends an endpoint whose turn the caller has: rows, kernel, then addresses. After an error, which is only that it takes
-// long, it goes on in the background, with the turn.
-func (s *Source) remove(ctx context.Context, why string, t *turn, l ipam.Lease) error {
+// remove ends an endpoint whose turn the caller has: rows, kernel, then addresses. If that takes longer than cleanWait it returns
+// false: it goes on in the background, and the turn is the background's.
+func (s *Source) remove(ctx context.Context, why string, t *turn, l ipam.Lease) bool {
 	key := l.Endpoint.Key()
 	s.writer.Delete(key)
-	// A caller that has gone must not leave things half done.
-	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanWait)
-	defer cancel()
-	stop := context.AfterFunc(s.life, cancel)
-	defer stop()
-	err := s.store.WaitGone(wait, key)
-	if err == nil {
-		s.release(why, l.Endpoint.ID)
-		return nil
+	wait, done := s.cleaning(ctx)
+	defer done()
+	if err := s.store.WaitGone(wait, key); err != nil {
+		s.goOn(why, t, l, err)
+		return false
 	}
+	s.release(why, l.Endpoint.ID)
+	return true
+}
+
+// cleaning is the context of a removal: a caller that has gone must not leave things half done.
+func (s *Source) cleaning(ctx context.Context) (context.Context, func()) {
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanWait)
+	stop := context.AfterFunc(s.life, cancel)
+	return wait, func() {
+		stop()
+		cancel()
+	}
+}
+
+// goOn finishes a removal in the background, and gives the turn back.
+func (s *Source) goOn(why string, t *turn, l ipam.Lease, err error) {
 	s.log.Warn("an endpoint's removal takes long and goes on", "endpoint", l.Endpoint.ID, "pod", l.Endpoint.Pod, "error", err)
 	s.cfg.Go(func() {
-		defer s.pass(t)
-		if s.store.WaitGone(s.life, key) == nil {
+		defer s.leave(t)
+		if s.store.WaitGone(s.life, l.Endpoint.Key()) == nil {
 			s.release(why, l.Endpoint.ID)
 		}
 	})
-	return err
 }
 
 func (s *Source) release(why string, ids ...string) {
@@ -86,7 +96,6 @@ func (s *Source) removeAll(ctx context.Context, why, own string, leases []ipam.L
 			if j.t = s.tryEnter(l.Endpoint.ID); j.t == nil {
 				continue
 			}
-			j.t.kept = false
 			// It may have changed until it was our turn.
 			if now, ok := s.alloc.Get(l.Endpoint.ID); !ok || now.NetnsID != l.NetnsID {
 				s.leave(j.t)
@@ -99,21 +108,20 @@ func (s *Source) removeAll(ctx context.Context, why, own string, leases []ipam.L
 		return nil
 	}
 	s.writer.Delete(keys...)
-	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanWait)
-	defer cancel()
+	wait, done := s.cleaning(ctx)
+	defer done()
 	var gone []string
 	for _, j := range jobs {
-		if err := s.store.WaitGone(wait, j.l.Endpoint.Key()); err != nil {
+		err := s.store.WaitGone(wait, j.l.Endpoint.Key())
+		switch {
+		case err == nil:
+			gone = append(gone, j.l.Endpoint.ID)
+			s.log.Info("removed", "endpoint", j.l.Endpoint.ID, "pod", j.l.Endpoint.Pod, "why", why)
 			if j.t != nil {
-				j.t.kept = s.remove(wait, why, j.t, j.l) != nil
-				s.leave(j.t)
+				defer s.leave(j.t)
 			}
-			continue
-		}
-		gone = append(gone, j.l.Endpoint.ID)
-		s.log.Info("removed", "endpoint", j.l.Endpoint.ID, "pod", j.l.Endpoint.Pod, "why", why)
-		if j.t != nil {
-			defer s.leave(j.t)
+		case j.t != nil:
+			s.goOn(why, j.t, j.l, err)
 		}
 	}
 	s.release(why, gone...)

@@ -18,7 +18,6 @@ type turn struct {
 	free   chan struct{}           // holds a token when nobody works
 	users  int                     // holder and waiting ones; guarded by Source.mu
 	cancel context.CancelCauseFunc // ends the holder, if it is an ADD; guarded by Source.mu
-	kept   bool                    // the holder hands it on to the background and does not leave; the holder's
 }
 
 // enter waits for the turn of the ID.
@@ -71,18 +70,11 @@ func (s *Source) part(t *turn) {
 	}
 }
 
-// leave gives the turn back, unless the background has it now.
+// leave gives the turn to the next one.
 func (s *Source) leave(t *turn) {
 	s.mu.Lock()
 	t.cancel = nil
 	s.mu.Unlock()
-	if !t.kept {
-		s.pass(t)
-	}
-}
-
-// pass gives the turn to the next one.
-func (s *Source) pass(t *turn) {
 	t.free <- struct{}{}
 	s.part(t)
 }
@@ -96,7 +88,6 @@ func (s *Source) outrun(ctx context.Context, t *turn, a api.Attachment) (context
 		return nil, api.Errorf(api.CodeTryAgain, "%v", errOvertaken)
 	}
 	ctx, t.cancel = context.WithCancelCause(ctx)
-	t.kept = false
 	return ctx, nil
 }
 
