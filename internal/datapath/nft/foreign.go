@@ -2,8 +2,8 @@ package nft
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/google/nftables"
@@ -31,6 +31,12 @@ func (d *Driver) ForeignDrops(context.Context) ([]string, error) {
 		}
 		return nil
 	})
+	for _, l := range legacies() {
+		what, err2 := l.drops()
+		if err = errors.Join(err, err2); what != "" {
+			out = append(out, what)
+		}
+	}
 	return out, err
 }
 
@@ -51,9 +57,9 @@ func (d *Driver) ForeignNAT(context.Context) ([]string, error) {
 		return nil
 	})
 	// Rules of the legacy iptables are not seen through nf_tables; that its nat table is in use is.
-	for _, names := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
-		if b, err := os.ReadFile(names); err == nil && strings.Contains("\n"+string(b), "\nnat\n") {
-			out = append(out, "legacy iptables, table nat")
+	for _, l := range legacies() {
+		if l.uses("nat") {
+			out = append(out, l.command+" table nat")
 		}
 	}
 	return out, err

@@ -430,4 +430,26 @@ func testForeign(t *testing.T, n *node) {
 	if len(nat) != 1 || nat[0] != "ip table kube-proxy chain pre" {
 		t.Errorf("nat: %q", nat)
 	}
+	if _, err := n.host.Try(t, "iptables-legacy", "-t", "filter", "-S"); err != nil {
+		t.Skipf("no legacy iptables: %v", err)
+	}
+	n.host.Run(t, "nft", "delete table ip filter; delete table inet fw; delete table ip kube-proxy")
+	if drops, nat := look(); len(drops)+len(nat) > 0 {
+		t.Errorf("found without cause: %v %v", drops, nat)
+	}
+	n.host.Run(t, "iptables-legacy", "-A", "FORWARD", "-s", "192.0.2.0/24", "-j", "ACCEPT")
+	n.host.Run(t, "iptables-legacy", "-P", "FORWARD", "DROP")
+	n.host.Run(t, "ip6tables-legacy", "-P", "FORWARD", "DROP")
+	n.host.Run(t, "ip6tables-legacy", "-t", "nat", "-S")
+	drops, nat = look()
+	if want := []string{"iptables-legacy table filter chain FORWARD has policy drop", "ip6tables-legacy table filter chain FORWARD has policy drop"}; !slices.Equal(drops, want) {
+		t.Errorf("drops: %q", drops)
+	}
+	if want := []string{"ip6tables-legacy table nat"}; !slices.Equal(nat, want) {
+		t.Errorf("nat: %q", nat)
+	}
+	n.host.Run(t, "iptables-legacy", "-P", "FORWARD", "ACCEPT")
+	if drops, _ = look(); len(drops) != 1 {
+		t.Errorf("drops: %q", drops)
+	}
 }
