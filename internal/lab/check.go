@@ -54,6 +54,9 @@ func (l *Lab) ProbeAll(ctx context.Context, namespace, src, dst string, only net
 	if err != nil {
 		return nil, err
 	}
+	if from.Down != nil {
+		return nil, from.Down
+	}
 	if from.Netns == "" {
 		return nil, fmt.Errorf("%s is an address: a probe starts at a pod, a node or outside", src)
 	}

@@ -144,7 +144,8 @@ func (l *Lab) Logs(pod *corev1.Pod, container string) (string, error) {
 type Party struct {
 	Name  string
 	Addrs []netip.Addr // in the order of the lab's families
-	Netns string       // "" of an address
+	Netns string       // "" of an address, and of what is down
+	Down  error        // why there is no Netns
 	Port  uint16       // the first TCP port that a pod declares, else 0
 	Proto string       // of Port
 }
@@ -156,10 +157,10 @@ func (l *Lab) Party(namespace, name string) (*Party, error) {
 	}
 	if name == OutsideHost || slices.Contains(l.NodeNames(), name) {
 		h, err := l.Host(name)
-		if err != nil {
-			return nil, err
+		p := &Party{Name: name, Down: err, Addrs: addrsOf(l.opts.families(), outsideAddrs()...), Port: 80, Proto: "tcp"}
+		if err == nil {
+			p.Netns = h.Netns()
 		}
-		p := &Party{Name: name, Netns: h.Netns(), Addrs: addrsOf(l.opts.families(), outsideAddrs()...), Port: 80, Proto: "tcp"}
 		for _, n := range l.opts.nodes() {
 			if n.Name == name {
 				p.Addrs, p.Port, p.Proto = addrsOf(l.opts.families(), hostsOf(n.addrs())...), 0, ""
@@ -172,16 +173,18 @@ func (l *Lab) Party(namespace, name string) (*Party, error) {
 		return nil, fmt.Errorf("%q is no node, address or \"outside\": %w", name, err)
 	}
 	h, err := l.PodHost(pod)
-	if err != nil {
-		return nil, err
+	p := &Party{Name: pod.Name, Down: err}
+	if err == nil {
+		p.Netns = h.Netns()
 	}
-	p := &Party{Name: pod.Name, Netns: h.Netns()}
 	for _, ip := range pod.Status.PodIPs {
 		if a, err := netip.ParseAddr(ip.IP); err == nil {
 			p.Addrs = append(p.Addrs, a)
 		}
 	}
-	p.Addrs = addrsOf(l.opts.families(), p.Addrs...)
+	if p.Addrs = addrsOf(l.opts.families(), p.Addrs...); len(p.Addrs) == 0 {
+		return nil, cmp.Or(err, fmt.Errorf("pod %s/%s has no address yet", pod.Namespace, pod.Name))
+	}
 	for _, c := range pod.Spec.Containers {
 		for _, port := range c.Ports {
 			if p.Port == 0 {
