@@ -119,12 +119,16 @@ func serveOne(ctx context.Context, conn net.Conn, priority bool) {
 		return
 	}
 	_ = out.Encode(ready{Port: port})
+	over := make(chan struct{})
 	go func() { // the client says that it is done, or vanishes
 		var d done
 		_ = in.Decode(&d)
 		s.stop.Store(true)
+		close(over)
 	}()
 	_ = out.Encode(<-result)
+	_ = conn.SetReadDeadline(time.Now().Add(stall))
+	<-over // closing before the client's last word is read would reset the connection, and the report with it
 }
 
 // locked runs f in a thread of its own, which ends with the goroutine, and the CPU mask with it.
