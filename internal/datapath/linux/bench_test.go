@@ -68,9 +68,24 @@ func BenchmarkPodLink(b *testing.B) {
 	})
 }
 
-// maxSyscalls bounds what a pod's ADD costs here: it is the deterministic stand-in for its time. 34 are usual, of which 4 are
-// due to the test's being in another namespace; each time that the kernel is not ready for the first packet costs 2 more.
-const maxSyscalls = 40
+// BenchmarkDelete is the removal of 16 pods in one batch, a large one of the reconcile loop.
+func BenchmarkDelete(b *testing.B) {
+	n := newNode(b)
+	var rows []plan.Row
+	for i := range 16 {
+		rows = append(rows, podRows(podLink(testkit.New(b), byte(i)))...)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		n.apply(rows...)
+		b.StartTimer()
+		n.remove(rows...)
+	}
+}
+
+// maxSyscalls bounds what a pod's ADD costs here: it is the deterministic stand-in for its time. 4 of them are
+// due to the test's being in another namespace.
+const maxSyscalls = 32
 
 // TestSyscalls counts the system calls of a pod's link, neighbours and routes, by strace of this test itself.
 func TestSyscalls(t *testing.T) {

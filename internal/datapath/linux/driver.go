@@ -147,7 +147,7 @@ func (a *apply) remove(k plan.Kind, rows []plan.Row) {
 	case plan.KindRule:
 		each(a, rows, a.deleteRule)
 	case plan.KindPodLink:
-		each(a, rows, func(l *plan.PodLink) error { return a.deleteLink(l.HostIf, podAlias(l)) })
+		a.deletePodLinks(slices.Collect(plan.Of[*plan.PodLink](rows)))
 	case plan.KindNeighbour:
 		a.deleteNeighbours(slices.Collect(plan.Of[*plan.Neighbour](rows)))
 	case plan.KindRoute:

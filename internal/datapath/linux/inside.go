@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -65,36 +64,13 @@ type piece struct {
 func (in *inside) fill(dev *link) error {
 	pieces := []piece{{"loopback up", setLink(loopback, unix.IFF_UP)}, {"address generation", noAddrGen(dev.index)}, {"up", setLink(dev.index, unix.IFF_UP)}}
 	pieces = append(pieces, in.addrs(dev)...)
+	pieces = append(pieces, in.receiving(dev)...)
 	pieces = append(pieces, in.neighbours(dev)...)
 	pieces = append(pieces, in.routes(dev)...)
 	if err := in.make(pieces); err != nil {
 		return err
 	}
 	return in.limit(dev)
-}
-
-// awaitAddrs waits until the pod receives on its addresses. IPv6 makes the local route of an address that is not to be
-// checked for duplicates in a worker, and what arrives before is lost.
-func (in *inside) awaitAddrs() error {
-	for _, a := range in.l.Addrs {
-		if netset.Of(a) != netset.V6 {
-			continue
-		}
-		for try := 0; ; try++ {
-			r, err := in.nl.routeTo(netset.Host(a))
-			if err != nil {
-				return err
-			}
-			if r.kind == unix.RTN_LOCAL {
-				break
-			}
-			if try == tries {
-				return fmt.Errorf("address %s of %s in %s does not become usable", a, in.l.IfName, in.l.Netns)
-			}
-			time.Sleep(pause)
-		}
-	}
-	return nil
 }
 
 // limit shapes what the pod sends.
@@ -110,7 +86,7 @@ func (in *inside) limit(dev *link) error {
 func (in *inside) make(pieces []piece) error {
 	rep := in.send(pieces)
 	if slices.ContainsFunc(rep, func(r reply) bool { return isErrno(r.err, unix.EACCES) }) {
-		if err := in.enableIPv6(); err != nil {
+		if err := in.switchOn(); err != nil {
 			return err
 		}
 		var again []piece
@@ -141,7 +117,7 @@ func (in *inside) send(pieces []piece) []reply {
 	return in.nl.do(reqs...)
 }
 
-func (in *inside) enableIPv6() error {
+func (in *inside) switchOn() error {
 	return inNetns(in.ns, func() error {
 		p := "net/ipv6/conf/" + in.l.IfName + "/disable_ipv6"
 		if err := writeSysctl(p, "0"); err != nil {
@@ -159,6 +135,25 @@ func (in *inside) addrs(dev *link) []piece {
 		out = append(out, piece{"address " + a.String(), r})
 	}
 	return out
+}
+
+// receiving makes local routes to IPv6 addresses. The kernel makes its own in a worker, as it does for every address that is not
+// to be checked for duplicates, and on a loaded machine that is much later than the pod's start: what arrives
+// before would be lost. Both may be there; the kernel's is preferred.
+func (in *inside) receiving(dev *link) []piece {
+	var out []piece
+	for _, a := range in.l.Addrs {
+		if netset.Of(a) == netset.V6 {
+			out = append(out, piece{"local route " + a.String(), localRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, a, dev.index)})
+		}
+	}
+	return out
+}
+
+func localRoute(typ, flags uint16, a netip.Addr, index int) *request {
+	msg := rtmsg(afOf(netset.Of(a)), netset.Of(a).Bits(), unix.RT_SCOPE_UNIVERSE)
+	msg[4], msg[7] = unix.RT_TABLE_LOCAL, unix.RTN_LOCAL
+	return newRequest(typ, flags, msg).addr(unix.RTA_DST, a).u32(unix.RTA_OIF, index)
 }
 
 // ifaddr is struct ifaddrmsg of a host address.
@@ -237,6 +232,7 @@ func (in *inside) repair(dev *link) error {
 func (in *inside) addrChanges(dev *link) ([]piece, error) {
 	has := map[netip.Addr]bool{}
 	var out []piece
+	var stale []netip.Addr
 	err := in.nl.dump(newRequest(unix.RTM_GETADDR, 0, make([]byte, unix.SizeofIfAddrmsg)), func(_ uint16, b []byte) {
 		a := parseAddr(b)
 		switch {
@@ -246,11 +242,17 @@ func (in *inside) addrChanges(dev *link) ([]piece, error) {
 		case a.proto == Protocol:
 			r := newRequest(unix.RTM_DELADDR, 0, ifaddr(a.prefix.Addr(), dev.index))
 			out = append(out, piece{"removal of address " + a.prefix.String(), r.addr(unix.IFA_LOCAL, a.prefix.Addr())})
+			stale = append(stale, a.prefix.Addr())
 		}
 	})
 	for i, p := range in.addrs(dev) {
 		if !has[in.l.Addrs[i]] {
 			out = append(out, p)
+		}
+	}
+	for _, a := range stale {
+		if netset.Of(a) == netset.V6 { // its local route may be gone already: then there is nothing to tell
+			_ = in.nl.one(localRoute(unix.RTM_DELROUTE, 0, a, dev.index))
 		}
 	}
 	return out, err

@@ -113,21 +113,14 @@ func (a *apply) finishPodLink(l *plan.PodLink, host *link, ns int) error {
 	if err := in.fill(&link{index: host.peer, name: l.IfName, mtu: l.MTU, mac: l.MAC}); err != nil {
 		return err
 	}
-	if err := a.awaitLink(host); err != nil {
-		return err
-	}
-	return in.awaitAddrs()
+	return a.awaitLink(host)
 }
 
-// The kernel finishes in workers what the following wait for; it takes microseconds, unless the machine is loaded.
-const (
-	tries = 400
-	pause = 500 * time.Microsecond
-)
-
 // awaitLink waits until the host side sends. It came up before its peer, so the kernel finishes it in a worker, and what
-// is sent until then is lost: the pod's first packets, or their answers. From Linux 6.8 on the question itself finishes it.
+// is sent until then is lost: the answers to the pod's first packets. From Linux 6.8 on the question itself finishes it;
+// elsewhere the worker is awaited, but not for ever: losing a packet is better than losing the pod.
 func (a *apply) awaitLink(host *link) error {
+	const tries, pause = 400, 500 * time.Microsecond
 	for range tries {
 		l, err := a.nl.linkByIndex(host.index)
 		if err != nil || l == nil {
@@ -138,7 +131,7 @@ func (a *apply) awaitLink(host *link) error {
 		}
 		time.Sleep(pause)
 	}
-	return fmt.Errorf("link %s does not come up", host.name)
+	return nil
 }
 
 // refuseAdvertisements keeps an interface from taking routes from whoever is at its other end.
@@ -276,4 +269,46 @@ func first(rep []reply) error {
 		}
 	}
 	return nil
+}
+
+// doomed is a link group for links that are deleted together.
+const doomed = 0x77656674
+
+// deletePodLinks deletes the host sides, and so the pairs. The kernel waits for a grace period, under the lock of all
+// links, for each deletion; deleting a group takes one for all.
+func (a *apply) deletePodLinks(rows []*plan.PodLink) {
+	var reqs []*request
+	for _, l := range rows {
+		reqs = append(reqs, getLinkRequest(0, l.HostIf))
+	}
+	var found []*link
+	var mark []*request
+	for i, rep := range a.nl.do(reqs...) {
+		l := rows[i]
+		delete(a.index, l.HostIf)
+		switch a.res[l.Key()] = nil; {
+		case isErrno(rep.err, unix.ENODEV):
+		case rep.err != nil:
+			a.res[l.Key()] = fmt.Errorf("find link %s: %w", l.HostIf, rep.err)
+		default:
+			if host := parseLink(rep.msgs[0]); host.alias == podAlias(l) {
+				found = append(found, host)
+				mark = append(mark, setLink(host.index, 0).u32(unix.IFLA_GROUP, doomed))
+			}
+		}
+	}
+	if len(found) > 1 {
+		_ = a.nl.do(mark...)
+		// What is not in the group yet, or no more, is deleted by itself below.
+		_ = a.nl.one(newRequest(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0)).u32(unix.IFLA_GROUP, doomed))
+	}
+	for _, host := range found {
+		if err := a.drop(host); err != nil {
+			for _, l := range rows {
+				if l.HostIf == host.name {
+					a.res[l.Key()] = err
+				}
+			}
+		}
+	}
 }
