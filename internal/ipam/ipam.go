@@ -32,6 +32,7 @@ var (
 	ErrOutside   = errors.New("outside the pools")
 	ErrInvalid   = errors.New("not usable")
 	ErrExists    = errors.New("the attachment exists already")
+	ErrSecond    = errors.New("a second interface of one pod is not supported")
 	// ErrJournal means that the change could not be written down. Reserve and Commit have then
 	// changed nothing; Release has released, and the next successful write records it.
 	ErrJournal = errors.New("the address journal cannot be written")
@@ -132,7 +133,7 @@ func (a *Allocator) Reserve(r Request) (Lease, error) {
 		return Lease{}, fmt.Errorf("%s: %w in the namespace %s", id, ErrExists, have.Endpoint.Netns)
 	}
 	l := &Lease{Endpoint: r.Endpoint, Network: r.Network, NetnsID: r.NetnsID, Boot: a.boot, State: Reserved, Since: a.now()}
-	if err := a.conflicts(&l.Endpoint); err != nil {
+	if err := a.conflicts(l); err != nil {
 		return Lease{}, err
 	}
 	a.expire()

@@ -194,6 +194,10 @@ func TestRefusals(t *testing.T) {
 	port.Endpoint.HostPorts[0].Protocol = "udp"
 	w.reserve(port)
 
+	second := request("a", "web")
+	second.Endpoint.ID, second.Endpoint.IfName = "aweb-container/net1", "net1"
+	w.refuse(second, ipam.ErrSecond, "net1", "pod a/web", "has eth0")
+
 	none := open(t)
 	none.refuse(request("a", "web"), ipam.ErrNoPools, "podCIDRs")
 	none.SetPools(prefixes("10.0.0.0/30"), prefixes("10.0.0.0/24"))

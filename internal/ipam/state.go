@@ -317,13 +317,14 @@ func (a *Allocator) checkWanted(want []netip.Addr) error {
 	return nil
 }
 
-// conflicts says which other endpoint has the MAC or a host port that this one wants. Two host ports conflict
-// if port and protocol are the same and the host addresses are, or one of them is every address.
-func (a *Allocator) conflicts(e *model.Endpoint) error {
-	if e.MAC.IsZero() && len(e.HostPorts) == 0 {
-		return nil
-	}
+// conflicts says which other endpoint is in the same network namespace, or has the MAC or a host port that this one wants. Two
+// host ports conflict if port and protocol are the same and the host addresses are, or one of them is every address.
+func (a *Allocator) conflicts(want *Lease) error {
+	e := &want.Endpoint
 	for _, l := range a.leases {
+		if l.NetnsID == want.NetnsID && l.Endpoint.Netns == e.Netns {
+			return fmt.Errorf("interface %s: %w: %s has %s", e.IfName, ErrSecond, l.name(), l.Endpoint.IfName)
+		}
 		if !e.MAC.IsZero() && l.Endpoint.MAC == e.MAC {
 			return fmt.Errorf("requested MAC %s: %w by %s", e.MAC, ErrTaken, l.name())
 		}

@@ -230,7 +230,8 @@ func (s *Source) refusal(err error) error {
 		code = api.CodeExhausted
 	case errors.Is(err, ipam.ErrTaken):
 		code = api.CodeTaken
-	case errors.Is(err, ipam.ErrOutside), errors.Is(err, ipam.ErrInvalid), errors.Is(err, ipam.ErrExists):
+	case errors.Is(err, ipam.ErrOutside), errors.Is(err, ipam.ErrInvalid), errors.Is(err, ipam.ErrExists),
+		errors.Is(err, ipam.ErrSecond):
 		code = api.CodeInvalidConfig
 	case errors.Is(err, ipam.ErrJournal):
 		code = api.CodeIO

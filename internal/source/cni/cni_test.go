@@ -305,8 +305,9 @@ func TestRefused(t *testing.T) {
 		"port twice": {func(r *api.AddRequest) {
 			r.Ports = []api.PortMapping{{HostPort: 1, ContainerPort: 1}, {HostPort: 1, ContainerPort: 2}}
 		}, 7, "conflict"},
-		"port taken":      {func(r *api.AddRequest) { r.Ports = []api.PortMapping{{HostPort: 80, ContainerPort: 1}} }, 102, "default/web"},
-		"another sandbox": {func(r *api.AddRequest) { r.ContainerID, r.Pod = "c-web", api.PodRef{} }, 7, "/run/netns/web"},
+		"port taken":       {func(r *api.AddRequest) { r.Ports = []api.PortMapping{{HostPort: 80, ContainerPort: 1}} }, 102, "default/web"},
+		"second interface": {func(r *api.AddRequest) { r.Netns, r.IfName = "/run/netns/web", "net1" }, 7, "default/web (c-web/eth0) has eth0"},
+		"another sandbox":  {func(r *api.AddRequest) { r.ContainerID, r.Pod = "c-web", api.PodRef{} }, 7, "/run/netns/web"},
 	} {
 		r := w.request("other")
 		c.change(&r)
