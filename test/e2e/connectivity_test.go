@@ -34,7 +34,7 @@ func TestSingleStack(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			c, err := start(t.Context(), dir, 2, family)
+			c, err := start(t.Context(), cluster.Config{Dir: dir, Nodes: 2, Families: []netset.Family{family}, Images: shared.Dir})
 			t.Cleanup(func() {
 				if t.Failed() {
 					_ = diagnose(c)

@@ -71,7 +71,7 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	if shared == nil {
-		if shared, err = start(ctx, dir, 3, netset.V4, netset.V6); err != nil {
+		if shared, err = start(ctx, cluster.Config{Dir: dir, Nodes: 3, Families: netset.Families()}); err != nil {
 			return 0, errors.Join(err, diagnose(shared))
 		}
 	}
@@ -86,12 +86,13 @@ func run(m *testing.M) (code int, err error) {
 }
 
 // start makes a cluster with a network.
-func start(ctx context.Context, dir string, nodes int, families ...netset.Family) (*cluster.Cluster, error) {
+func start(ctx context.Context, config cluster.Config) (*cluster.Cluster, error) {
 	bin, err := binaries.Build(ctx, func(s string) { progress("building %s", s) })
 	if err != nil {
 		return nil, err
 	}
-	c := cluster.New(cluster.Config{Dir: dir, Bin: bin, Nodes: nodes, Families: families}, progress)
+	config.Bin = bin
+	c := cluster.New(config, progress)
 	if ptp() {
 		return c, c.UpWithPTP(ctx)
 	}

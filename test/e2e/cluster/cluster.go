@@ -30,6 +30,8 @@ type Config struct {
 	Families []netset.Family `json:"families"` // in the order of preference
 	// KubeProxy is kube-proxy's mode, iptables or nftables. Empty: no kube-proxy.
 	KubeProxy string `json:"kubeProxy,omitempty"`
+	// Images is the directory of another cluster whose image archives are used. Empty: own ones are built.
+	Images string `json:"images,omitempty"`
 	// Port is where the API server is reached on 127.0.0.1. 0: Up chooses a free one.
 	Port int `json:"port"`
 }

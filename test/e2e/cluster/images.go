@@ -25,9 +25,9 @@ const (
 	ToolboxImage = "localhost/toolbox:latest"
 )
 
-// images are all images that the nodes have. Almost all of them are one shared layer under the names that the
+// images are all images that the nodes have. They are one shared layer under the names that the
 // upstream suite of this version asks for; nothing is ever pulled.
-func images(toolbox, coredns *image.Layer) []image.Image {
+func images(toolbox *image.Layer) []image.Image {
 	tb := []*image.Layer{toolbox}
 	agnhost := []string{"/agnhost"}
 	list := []image.Image{
@@ -37,7 +37,7 @@ func images(toolbox, coredns *image.Layer) []image.Image {
 		{Names: []string{suite + "nginx:1.27.0-2"}, Layers: tb, Entrypoint: agnhost, Cmd: []string{"netexec", "--http-port=80", "--udp-port=-1"}},
 		{Names: []string{suite + "glibc-dns-testing:2.1.1"}, Layers: tb, Entrypoint: []string{"/bin/sleep"}, Cmd: []string{"100000"}},
 		{Names: []string{"registry.k8s.io/build-image/distroless-iptables:v0.9.9"}, Layers: tb},
-		{Names: []string{coreDNSImage}, Layers: []*image.Layer{coredns}, Entrypoint: []string{"/coredns"}},
+		{Names: []string{coreDNSImage}, Layers: tb, Entrypoint: []string{"/coredns"}},
 	}
 	for i := range list {
 		list[i].Arch, list[i].Plain = arch(), true
@@ -45,9 +45,17 @@ func images(toolbox, coredns *image.Layer) []image.Image {
 	return list
 }
 
-// buildImages writes images.tar, unless it is there.
+// archive is the path of an image archive, which clusters may share.
+func (c *Cluster) archive(name string) string {
+	if c.Images != "" {
+		return filepath.Join(c.Images, name+".tar")
+	}
+	return c.path(name + ".tar")
+}
+
+// buildImages writes the images' archive, unless it is there.
 func (c *Cluster) buildImages(ctx context.Context) error {
-	dst := c.path("images.tar")
+	dst := c.archive("images")
 	if _, err := os.Stat(dst); err == nil {
 		return nil
 	}
@@ -59,9 +67,7 @@ func (c *Cluster) buildImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	coredns := image.NewLayer()
-	coredns.File("/coredns", 0o755, c.program("coredns"))
-	return writeArchive(dst, images(toolbox, coredns)...)
+	return writeArchive(dst, images(toolbox)...)
 }
 
 func writeArchive(dst string, list ...image.Image) error {
@@ -102,6 +108,7 @@ func (c *Cluster) toolbox(own string) (*image.Layer, error) {
 	l.Bytes("/etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	l.Bytes("/etc/nsswitch.conf", 0o644, []byte("hosts: files dns\npasswd: files\ngroup: files\n"))
 	l.File("/agnhost", 0o755, c.program("agnhost"))
+	l.File("/coredns", 0o755, c.program("coredns")) // the suite expects it in agnhost's image
 	l.File("/usr/bin/pause", 0o755, filepath.Join(own, "pause"))
 	l.Symlink("/pause", "/usr/bin/pause")
 	l.File("/usr/bin/traffic", 0o755, filepath.Join(own, "traffic"))

@@ -147,7 +147,7 @@ func (c *Cluster) nodeSpec(name string) (host.Spec, error) {
 	s.Processes = []host.Process{
 		{Name: "plugins", Once: true, Args: []string{"/bin/sh", "-c", "mkdir -p /opt/cni/bin && cp " + c.program("cni") + "/* /opt/cni/bin/"}},
 		{Name: "containerd", Args: []string{c.program("containerd"), "--log-level=warn"}},
-		{Name: "images", Once: true, WaitFor: containerdSocket, Args: importCommand(c, c.path("images.tar"), ToolboxImage)},
+		{Name: "images", Once: true, WaitFor: containerdSocket, Args: importCommand(c, c.archive("images"), ToolboxImage)},
 		{Name: "kubelet", Args: []string{
 			c.program("kubelet"), "--config=/etc/kubelet.yaml", "--kubeconfig=" + c.kubeconfigOf("kubelet-"+name),
 			"--hostname-override=" + name, "--node-ip=" + c.addresses(name), "--root-dir=/var/lib/kubelet",

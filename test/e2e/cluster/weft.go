@@ -24,7 +24,7 @@ func (c *Cluster) UpWithWeft(ctx context.Context, version string, values ...stri
 	if err := c.save(); err != nil {
 		return err
 	}
-	if _, err := c.weftArchive(ctx, version); err != nil { // before the nodes wait for it
+	if err := c.buildWeft(ctx, version); err != nil { // before the nodes wait for it
 		return err
 	}
 	if err := c.Up(ctx); err != nil {
@@ -46,8 +46,7 @@ func (c *Cluster) UpWithWeft(ctx context.Context, version string, values ...stri
 
 // LoadWeft builds weft's image of that version from this source tree and imports it on every node.
 func (c *Cluster) LoadWeft(ctx context.Context, version string) error {
-	archive, err := c.weftArchive(ctx, version)
-	if err != nil {
+	if err := c.buildWeft(ctx, version); err != nil {
 		return err
 	}
 	errs := make([]error, c.Nodes)
@@ -55,7 +54,7 @@ func (c *Cluster) LoadWeft(ctx context.Context, version string) error {
 	for i, n := range c.NodeNames() {
 		wg.Go(func() {
 			if errs[i] = c.waitRuntime(ctx, n); errs[i] == nil {
-				_, errs[i] = c.Exec(ctx, n, importCommand(c, archive, Repository+":"+version)...)
+				_, errs[i] = c.Exec(ctx, n, importCommand(c, c.archive("weft-"+version), Repository+":"+version)...)
 			}
 		})
 	}
@@ -68,21 +67,24 @@ func (c *Cluster) LoadWeft(ctx context.Context, version string) error {
 	return nil
 }
 
-// weftArchive builds the programs and the image of a version.
-func (c *Cluster) weftArchive(ctx context.Context, version string) (string, error) {
+// buildWeft builds the programs and the image of a version, unless this cluster has it already.
+func (c *Cluster) buildWeft(ctx context.Context, version string) error {
+	dst := c.archive("weft-" + version)
+	if _, err := os.Stat(dst); err == nil {
+		return nil
+	}
 	root, err := moduleRoot()
 	if err != nil {
-		return "", err
+		return err
 	}
 	dir := c.path("weft-" + version)
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -X main.version="+version,
 		"-o", dir+"/", "./cmd/weft", "./cmd/weft-cni")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build weft: %w\n%s", err, out)
+		return fmt.Errorf("build weft: %w\n%s", err, out)
 	}
-	archive := dir + ".tar"
-	return archive, writeArchive(archive, image.Weft(Repository+":"+version, arch(), dir))
+	return writeArchive(dst, image.Weft(Repository+":"+version, arch(), dir))
 }
 
 // RenderChart renders the chart for this cluster.

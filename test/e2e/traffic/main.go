@@ -27,11 +27,12 @@ const interval = 10 * time.Millisecond
 
 // Report is what stream prints at the end.
 type Report struct {
-	Flows    int           `json:"flows"`
-	Messages int           `json:"messages"` // answered
-	Failed   []string      `json:"failed"`   // TCP connections that ended, with the reason
-	Lost     int           `json:"lost"`     // UDP messages without an answer
-	Gap      time.Duration `json:"gap"`      // longest time between two answers of a TCP flow, in ns
+	Flows    int            `json:"flows"`
+	Messages int            `json:"messages"` // answered
+	Failed   []string       `json:"failed"`   // TCP connections that ended, with the reason
+	Lost     int            `json:"lost"`     // UDP messages without an answer
+	LostTo   map[string]int `json:"lostTo"`   // the same by destination
+	Gap      time.Duration  `json:"gap"`      // longest time between two answers of a TCP flow, in ns
 }
 
 func main() {
@@ -114,7 +115,7 @@ func stream(conns int, d time.Duration, addresses []string) error {
 		return err
 	}
 	end := time.Now().Add(d)
-	total := Report{Flows: len(tcp) + len(udp), Failed: []string{}}
+	total := Report{Flows: len(tcp) + len(udp), Failed: []string{}, LostTo: map[string]int{}}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	add := func(r Report) {
@@ -129,7 +130,15 @@ func stream(conns int, d time.Duration, addresses []string) error {
 		wg.Go(func() { add(converse(c, end)) })
 	}
 	for _, c := range udp {
-		wg.Go(func() { add(shout(c, end)) })
+		wg.Go(func() {
+			r := shout(c, end)
+			add(r)
+			if r.Lost > 0 {
+				mu.Lock()
+				defer mu.Unlock()
+				total.LostTo[c.RemoteAddr().String()] += r.Lost
+			}
+		})
 	}
 	wg.Wait()
 	slices.Sort(total.Failed)

@@ -126,7 +126,8 @@ func up(ctx context.Context, dir string, args []string) error {
 	}
 	switch *network {
 	case "weft":
-		err = c.UpWithWeft(ctx, "dev", values(*set)...)
+		version := time.Now().Format("dev-150405") // another one each time: what changed is rolled out
+		err = c.UpWithWeft(ctx, version, values(*set)...)
 	case "ptp":
 		err = c.UpWithPTP(ctx)
 	case "none":
