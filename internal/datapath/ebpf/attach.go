@@ -160,7 +160,7 @@ func (a *attacher) tcx(dev string, index int, dir direction, prog *ebpf.Program,
 	old, err := link.LoadPinnedLink(path, nil)
 	switch {
 	case err == nil:
-		defer old.Close()
+		defer func() { _ = old.Close() }()
 		if done, err := adopt(old, index, prog); done || err != nil {
 			return err
 		}
@@ -180,7 +180,7 @@ func (a *attacher) tcx(dev string, index int, dir direction, prog *ebpf.Program,
 	case err != nil:
 		return err
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pin link %s: %w", path, err)
 	}
@@ -251,7 +251,7 @@ func interfaceIndex(name string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("open a socket: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return 0, fmt.Errorf("device name %q: %w", name, err)
@@ -260,7 +260,7 @@ func interfaceIndex(name string) (int, error) {
 		return 0, fmt.Errorf("find device %s: %w", name, err)
 	}
 	if kind := req.Uint16(); kind != unix.ARPHRD_ETHER {
-		return 0, fmt.Errorf("device %s has no Ethernet header (ARPHRD type %d), which weft's programs need", name, kind)
+		return 0, fmt.Errorf("device %s is no Ethernet device (ARPHRD type %d): weft's programs need an Ethernet header", name, kind)
 	}
 	return linux.IndexByName(name)
 }

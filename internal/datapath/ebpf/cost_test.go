@@ -16,16 +16,16 @@ import (
 )
 
 // emptyProgram is what every cost is compared with.
-func emptyProgram(t testing.TB) *ebpf.Program {
-	t.Helper()
+func emptyProgram(tb testing.TB) *ebpf.Program {
+	tb.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Type: ebpf.SchedCLS, License: "GPL",
 		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()},
 	})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { _ = p.Close() })
+	tb.Cleanup(func() { _ = p.Close() })
 	return p
 }
 
@@ -42,23 +42,23 @@ type path struct {
 
 // paths sets a node up so that the loopback device, which a program without a context runs on, is a pod's, and
 // all pods have the gateway's MAC, so that a forwarded packet may be forwarded again.
-func paths(t testing.TB, outer netset.Family) (*node, []path) {
-	t.Helper()
-	n, peer := lone(t, outer, true)
+func paths(tb testing.TB, outer netset.Family) (*node, []path) {
+	tb.Helper()
+	n, peer := lone(tb, outer, true)
 	d := n.driver
 	gw := model.GatewayMAC
 	src, dst := n.pods[0], n.pods[1]
 	for _, p := range n.pods {
 		for _, a := range p.addrs {
 			if err := d.locals.put(addrOf(a), weftWeftLocal{Ifindex: 1, Mac: macOf(gw)}); err != nil {
-				t.Fatal(err)
+				tb.Fatal(err)
 			}
 		}
 	}
 	elsewhere := []netip.Prefix{netip.MustParsePrefix("10.244.99.0/24"), netip.MustParsePrefix("fd10:244:0:99::/64")}
 	for i, c := range elsewhere {
 		if err := d.putRemote(&plan.Remote{Prefix: c, Via: peer.addrs[i], MTU: 1500}); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	}
 	var out []path
@@ -93,13 +93,14 @@ func paths(t testing.TB, outer netset.Family) (*node, []path) {
 }
 
 // once is how long a program takes on a packet: the least of many means.
-func once(t testing.TB, prog *ebpf.Program, packet []byte, repeat, rounds int) time.Duration {
-	t.Helper()
+func once(tb testing.TB, prog *ebpf.Program, packet []byte, repeat, rounds int) time.Duration {
+	tb.Helper()
+	tb.Helper()
 	best := time.Hour
 	for range rounds {
 		_, d, err := prog.Benchmark(packet, repeat, nil)
 		if err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 		best = min(best, d)
 	}

@@ -88,7 +88,7 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	}
 	d.mode.links = filepath.Join(dir, linksDir)
 	if err := os.MkdirAll(d.mode.links, 0o700); err != nil {
-		d.objs.Close()
+		_ = d.objs.Close()
 		return nil, fmt.Errorf("make directory for pinned links: %w", err)
 	}
 	d.settings = &table[uint32, weftWeftSettings]{m: d.objs.Settings, name: "settings"}

@@ -136,6 +136,9 @@ func TestLookups(t *testing.T) {
 	}
 	n, ways := paths(t, netset.V4)
 	for _, p := range ways {
+		if p.name == "from_net/tunnel/IPv6" && !popsOther(t) {
+			continue // over IPv4
+		}
 		program, _, _ := strings.Cut(p.name, "/")
 		prog, counters, names := lookupCounter(t, n, program)
 		if got, _, err := prog.Test(p.packet); err != nil || got != p.want {

@@ -119,32 +119,34 @@ func stream(t *testing.T, from, to place, f netset.Family) (stop func() int) {
 
 // TestRestart: agents come and go under traffic, and not one datagram is lost.
 func TestRestart(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		a, b, p, q := tunnelled(t, netset.V4, opts...)
-		beside := a.addPod(1450)
-		a.apply()
-		far := stream(t, p, q, netset.V4)
-		near := stream(t, beside, p, netset.V6)
-		moved := make(chan struct{})
-		go func() {
-			defer close(moved)
-			transfer(t, q, p, netset.V4, 64<<20)
-		}()
-		for range 5 {
-			a.restart()
-			b.restart()
-			if w := a.writes(); w != 0 {
-				t.Errorf("the new agent wrote %d map entries that were right", w)
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			beside := a.addPod(1450)
+			a.apply()
+			far := stream(t, p, q, netset.V4)
+			near := stream(t, beside, p, netset.V6)
+			moved := make(chan struct{})
+			go func() {
+				defer close(moved)
+				transfer(t, q, p, netset.V4, 64<<20)
+			}()
+			for range 5 {
+				a.restart()
+				b.restart()
+				if w := a.writes(); w != 0 {
+					t.Errorf("the new agent wrote %d map entries that were right", w)
+				}
 			}
-		}
-		<-moved
-		if lost := far(); lost != 0 {
-			t.Errorf("%d datagrams between nodes got lost", lost)
-		}
-		if lost := near(); lost != 0 {
-			t.Errorf("%d datagrams between pods of a node got lost", lost)
-		}
-	})
+			<-moved
+			if lost := far(); lost != 0 {
+				t.Errorf("%d datagrams between nodes got lost", lost)
+			}
+			if lost := near(); lost != 0 {
+				t.Errorf("%d datagrams between pods of a node got lost", lost)
+			}
+		})
+	}
 }
 
 // TestNewLayout: an agent with other maps takes over from one whose maps it cannot use.
@@ -174,40 +176,42 @@ func TestNewLayout(t *testing.T) {
 
 // TestSweep: what an earlier agent left and nobody wants goes, and what is wanted is not touched.
 func TestSweep(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		a, b, p, q := tunnelled(t, netset.V4, opts...)
-		gone := a.addPod(1450)
-		a.want(&plan.Remote{Prefix: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("192.168.7.99"), MTU: 1450})
-		a.apply()
-		transfer(t, gone, q, netset.V4, 1000)
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			gone := a.addPod(1450)
+			a.want(&plan.Remote{Prefix: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("192.168.7.99"), MTU: 1450})
+			a.apply()
+			transfer(t, gone, q, netset.V4, 1000)
 
-		delete(a.rows, gone.row().Key())
-		delete(a.rows, plan.Key{Kind: plan.KindRemote, Name: "10.99.0.0/16"})
-		lost := stream(t, p, q, netset.V6)
-		a.restart()
-		if n := lost(); n != 0 {
-			t.Errorf("%d datagrams got lost", n)
-		}
-		var have []string
-		for _, addr := range gone.addrs {
-			if err := a.driver.locals.m.Lookup(addrOf(addr), &weftWeftLocal{}); err == nil {
-				have = append(have, addr.String())
+			delete(a.rows, gone.row().Key())
+			delete(a.rows, plan.Key{Kind: plan.KindRemote, Name: "10.99.0.0/16"})
+			lost := stream(t, p, q, netset.V6)
+			a.restart()
+			if n := lost(); n != 0 {
+				t.Errorf("%d datagrams got lost", n)
 			}
-		}
-		if err := a.driver.peers.m.Lookup(addrOf(netip.MustParseAddr("192.168.7.99")), new(uint32)); err == nil {
-			have = append(have, "peer")
-		}
-		if on := a.attached(gone.hostIf); len(on) > 0 {
-			have = append(have, on...)
-		}
-		if len(have) > 0 {
-			t.Errorf("still there: %v", have)
-		}
-		if on := a.attached(p.hostIf); len(on) != 2 {
-			t.Errorf("on %s: %v, want both programs", p.hostIf, on)
-		}
-		_ = b
-	})
+			var have []string
+			for _, addr := range gone.addrs {
+				if err := a.driver.locals.m.Lookup(addrOf(addr), &weftWeftLocal{}); err == nil {
+					have = append(have, addr.String())
+				}
+			}
+			if err := a.driver.peers.m.Lookup(addrOf(netip.MustParseAddr("192.168.7.99")), new(uint32)); err == nil {
+				have = append(have, "peer")
+			}
+			if on := a.attached(gone.hostIf); len(on) > 0 {
+				have = append(have, on...)
+			}
+			if len(have) > 0 {
+				t.Errorf("still there: %v", have)
+			}
+			if on := a.attached(p.hostIf); len(on) != 2 {
+				t.Errorf("on %s: %v, want both programs", p.hostIf, on)
+			}
+			_ = b
+		})
+	}
 }
 
 // attached lists our programs on a device, as pins and `tc` show them.
@@ -227,31 +231,33 @@ func (n *node) attached(dev string) []string {
 
 // TestDelete: deleting every row leaves no entry, no link and no filter.
 func TestDelete(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		a, _, p, _ := tunnelled(t, netset.V4, opts...)
-		var keys []plan.Key
-		for k := range a.rows {
-			keys = append(keys, k)
-		}
-		a.remove(keys...)
-		var left []string
-		for name, m := range a.driver.maps() {
-			var k, v []byte
-			for entries := m.Iterate(); name != "settings" && name != "stats" && entries.Next(&k, &v); {
-				left = append(left, name)
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			a, _, p, _ := tunnelled(t, netset.V4, opts...)
+			var keys []plan.Key
+			for k := range a.rows {
+				keys = append(keys, k)
 			}
-		}
-		var s weftWeftSettings
-		if err := a.driver.settings.m.Lookup(uint32(0), &s); err != nil || s != (weftWeftSettings{}) {
-			left = append(left, "settings")
-		}
-		for _, dev := range []string{p.hostIf, uplink, overlayDev} {
-			left = append(left, a.attached(dev)...)
-		}
-		if len(left) > 0 {
-			t.Errorf("left: %v", left)
-		}
-	})
+			a.remove(keys...)
+			var left []string
+			for name, m := range a.driver.maps() {
+				var k, v []byte
+				for entries := m.Iterate(); name != "settings" && name != "stats" && entries.Next(&k, &v); {
+					left = append(left, name)
+				}
+			}
+			var s weftWeftSettings
+			if err := a.driver.settings.m.Lookup(uint32(0), &s); err != nil || s != (weftWeftSettings{}) {
+				left = append(left, "settings")
+			}
+			for _, dev := range []string{p.hostIf, uplink, overlayDev} {
+				left = append(left, a.attached(dev)...)
+			}
+			if len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
 }
 
 // TestAddressMoves: a pod's address goes to another pod; deleting the first must not cut off the second.
@@ -288,23 +294,25 @@ func TestAddressMoves(t *testing.T) {
 
 // TestLinkMadeAgain: a device that vanished and came back under its name gets its programs and entries again.
 func TestLinkMadeAgain(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		n, _ := network(t, 1500, opts...)
-		p, q := n.addPod(1500), n.addPod(1500)
-		n.want(n.settings())
-		n.apply()
-		ip(t, n.ns, "link del "+p.hostIf)
-		within(t, n.ns, func() error {
-			got := n.driver.Apply(t.Context(), n.rows, plan.Changes{Upsert: []plan.Row{p.row()}})
-			if err := got[p.row().Key()]; err == nil || !strings.Contains(err.Error(), p.hostIf) {
-				return fmt.Errorf("a row without its device: %w, want an error that names it", err)
-			}
-			return nil
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			n, _ := network(t, 1500, opts...)
+			p, q := n.addPod(1500), n.addPod(1500)
+			n.want(n.settings())
+			n.apply()
+			ip(t, n.ns, "link del "+p.hostIf)
+			within(t, n.ns, func() error {
+				got := n.driver.Apply(t.Context(), n.rows, plan.Changes{Upsert: []plan.Row{p.row()}})
+				if err := got[p.row().Key()]; err == nil || !strings.Contains(err.Error(), p.hostIf) {
+					return fmt.Errorf("a row without its device: %w, want an error that names it", err)
+				}
+				return nil
+			})
+			p.link(1500)
+			n.apply()
+			talk(t, p, q)
 		})
-		p.link(1500)
-		n.apply()
-		talk(t, p, q)
-	})
+	}
 }
 
 // TestRefusals: each thing that cannot be is an error that names the row, the device or the map.
@@ -312,7 +320,7 @@ func TestRefusals(t *testing.T) {
 	n, _ := network(t, 1500)
 	n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
 	n.apply()
-	ip(t, n.ns, "tuntap add tun7 mode tun\nlink add dot.77 type veth peer name dot2")
+	ip(t, n.ns, "link add dot.77 type veth peer name dot2")
 	apply := func(r plan.Row) (err error) {
 		n.ns.Do(t, func() {
 			err = n.driver.Apply(t.Context(), n.rows, plan.Changes{Upsert: []plan.Row{r}})[r.Key()]
@@ -324,7 +332,7 @@ func TestRefusals(t *testing.T) {
 		row  plan.Row
 		want string // "" for none
 	}{
-		{&plan.Hook{Dev: "tun7", Role: plan.RoleUnderlay}, "tun7 has no Ethernet header"},
+		{&plan.Hook{Dev: "lo", Role: plan.RoleUnderlay}, "lo is no Ethernet device"},
 		{&plan.Hook{Dev: "absent", Role: plan.RoleUnderlay}, "absent"},
 		{&plan.Hook{Dev: "a-name-that-is-too-long", Role: plan.RoleUnderlay}, "a-name-that-is-too-long"},
 		{&plan.Hook{Dev: "dot.77", Role: plan.RoleUnderlay}, ""},
@@ -382,57 +390,62 @@ func TestMountsBPFFS(t *testing.T) {
 
 // TestWatch: whoever takes our programs off a device is noticed at once, and the row is named.
 func TestWatch(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		n, _ := network(t, 1500, opts...)
-		p := n.addPod(1500)
-		n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
-		n.apply()
-		ctx, stop := context.WithCancel(t.Context())
-		type change struct {
-			key  plan.Key
-			what string
-		}
-		seen := make(chan change, 10)
-		ended := make(chan error, 1)
-		go n.ns.Do(t, func() { ended <- n.driver.Watch(ctx, func(k plan.Key, what string) { seen <- change{k, what} }) })
-		for _, c := range []struct {
-			key plan.Key
-			dev string
-		}{{p.row().Key(), p.hostIf}, {plan.Key{Kind: plan.KindHook, Name: uplink}, uplink}} {
-			// The watcher may not listen yet: take them off until it says so.
-			for deadline := time.Now().Add(3 * time.Second); ; {
-				if n.attached(c.dev)[0] == "ingress filter" {
-					n.ns.Run(t, "tc", "qdisc", "del", "dev", c.dev, "clsact")
-				} else if err := os.Remove(filepath.Join(n.pins, "links", c.dev+"-ingress")); err != nil {
-					t.Fatal(err)
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			n, _ := network(t, 1500, opts...)
+			p := n.addPod(1500)
+			n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
+			n.apply()
+			ctx, stop := context.WithCancel(t.Context())
+			type change struct {
+				key  plan.Key
+				what string
+			}
+			seen := make(chan change, 10)
+			ended := make(chan error, 1)
+			go n.ns.Do(t, func() { ended <- n.driver.Watch(ctx, func(k plan.Key, what string) { seen <- change{k, what} }) })
+			for _, c := range []struct {
+				key plan.Key
+				dev string
+			}{{p.row().Key(), p.hostIf}, {plan.Key{Kind: plan.KindHook, Name: uplink}, uplink}} {
+				// The watcher may not listen yet: take them off until it says so.
+				for deadline := time.Now().Add(3 * time.Second); ; {
+					if n.attached(c.dev)[0] == "ingress filter" {
+						n.ns.Run(t, "tc", "qdisc", "del", "dev", c.dev, "clsact")
+					} else if err := os.Remove(filepath.Join(n.pins, "links", c.dev+"-ingress")); err != nil {
+						t.Fatal(err)
+					}
+					var got change
+					select {
+					case got = <-seen:
+					case <-time.After(300 * time.Millisecond):
+					}
+					n.apply()
+					if got.key == c.key && strings.Contains(got.what, c.dev) {
+						break
+					}
+					if time.Now().After(deadline) {
+						t.Fatalf("after taking the programs off %s: %v", c.dev, got)
+					}
 				}
-				var got change
-				select {
-				case got = <-seen:
-				case <-time.After(300 * time.Millisecond):
-				}
-				n.apply()
-				if got.key == c.key && strings.Contains(got.what, c.dev) {
-					break
-				}
-				if time.Now().After(deadline) {
-					t.Fatalf("after taking the programs off %s: %v", c.dev, got)
+				if on := n.attached(c.dev); len(on) != 2 {
+					t.Errorf("on %s after the repair: %v", c.dev, on)
 				}
 			}
-			if on := n.attached(c.dev); len(on) != 2 {
-				t.Errorf("on %s after the repair: %v", c.dev, on)
+			stop()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("the watch ended with %v", err)
 			}
-		}
-		stop()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
-			t.Errorf("the watch ended with %v", err)
-		}
-	})
+		})
+	}
 }
 
 // TestCalm: a pod starts with filters, and moves to a link under traffic without a loss. An agent that died in the middle of
 // it leaves both, and its successor takes the filter off.
 func TestCalm(t *testing.T) {
+	if !kernelIs(t, 6, 6) {
+		t.Skip("this kernel has no TCX")
+	}
 	n, _ := network(t, 1500)
 	p, q := n.addPod(1500), n.addPod(1500)
 	n.want(n.settings())

@@ -70,7 +70,7 @@ func (d *Driver) load() error {
 	var rejected *ebpf.VerifierError
 	switch {
 	case errors.As(err, &rejected):
-		return fmt.Errorf("load BPF programs: this kernel's verifier says: %+v", rejected)
+		return fmt.Errorf("load BPF programs: this kernel's verifier refused one: %w\n%s", err, strings.Join(rejected.Log, "\n"))
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("load BPF programs: %w (the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN)", err)
 	case err != nil:

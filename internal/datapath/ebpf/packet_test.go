@@ -3,6 +3,7 @@ package ebpf
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"weft/internal/model"
 	"weft/internal/netset"
@@ -59,7 +60,7 @@ func (f frame) packet() []byte {
 		copy(h[12:], f.src.AsSlice())
 		copy(h[16:], f.dst.AsSlice())
 		binary.BigEndian.PutUint16(h[10:], ^sum(h))
-		return append(h, body...)
+		return slices.Concat(h, body)
 	}
 	proto := f.proto
 	if f.fragment != 0 {
@@ -73,7 +74,7 @@ func (f frame) packet() []byte {
 	h[6], h[7] = proto, ttl
 	copy(h[8:], f.src.AsSlice())
 	copy(h[24:], f.dst.AsSlice())
-	return append(h, body...)
+	return slices.Concat(h, body)
 }
 
 // sum is the Internet checksum's sum (RFC 1071), not inverted.

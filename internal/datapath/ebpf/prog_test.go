@@ -38,9 +38,9 @@ type skb struct {
 }
 
 // lone is a node with two pods and rows to a node that does not exist: enough to run programs one by one.
-func lone(t testing.TB, outer netset.Family, tunnel bool) (n *node, peer *node) {
-	t.Helper()
-	n, peer = network(t, 1500)
+func lone(tb testing.TB, outer netset.Family, tunnel bool) (n *node, peer *node) {
+	tb.Helper()
+	n, peer = network(tb, 1500)
 	n.addPod(1450)
 	n.addPod(1450)
 	if tunnel {
@@ -127,6 +127,7 @@ func (n *node) check(t *testing.T, s step) {
 
 // eachFamily runs a table for packets of each family, on a node that has a tunnel to its peer over the outer one.
 func eachFamily(t *testing.T, outer netset.Family, tunnel bool, table func(t *testing.T, n, peer *node, f netset.Family) []step) {
+	t.Helper()
 	n, peer := lone(t, outer, tunnel)
 	for _, f := range netset.Families() {
 		t.Run(f.String(), func(t *testing.T) {
@@ -336,7 +337,10 @@ func TestTunnelBytes(t *testing.T) {
 }
 
 // popsOther says whether the kernel can leave a packet of the other family when it removes a header (Linux 6.3).
-func popsOther(t *testing.T) bool { return kernelIs(t, 6, 3) }
+func popsOther(t *testing.T) bool {
+	t.Helper()
+	return kernelIs(t, 6, 3)
+}
 
 // kernelIs says whether this kernel is at least the given one.
 func kernelIs(t *testing.T, major, minor int) bool {
@@ -353,6 +357,7 @@ func kernelIs(t *testing.T, major, minor int) bool {
 }
 
 func pushPop(t *testing.T, n, peer *node, outer, f netset.Family, tos byte) {
+	t.Helper()
 	a, b := n.pods[0], peer.pods[0]
 	gw := model.GatewayMAC
 	in := frame{srcMAC: a.mac, dstMAC: gw, src: a.addr(f), dst: b.addr(f), proto: protoTCP, tos: tos, payload: tcp(1000, 80, 10)}
@@ -381,6 +386,7 @@ func pushPop(t *testing.T, n, peer *node, outer, f netset.Family, tos byte) {
 func TestFromNet(t *testing.T) {
 	for _, outer := range netset.Families() {
 		eachFamily(t, outer, true, func(t *testing.T, n, peer *node, f netset.Family) []step {
+			t.Helper()
 			a := n.pods[0]
 			prog, gw := n.driver.objs.FromNet, model.GatewayMAC
 			plain := frame{dstMAC: model.MAC{2, 1}, src: remotePod(peer, f), dst: a.addr(f), proto: protoTCP, payload: tcp(1000, 80, 10)}
@@ -456,6 +462,7 @@ func TestFromOverlay(t *testing.T) {
 // TestBeforeSettings: without settings pods are cut off, and the host is not.
 func TestBeforeSettings(t *testing.T) {
 	eachFamily(t, netset.V4, true, func(t *testing.T, n, peer *node, f netset.Family) []step {
+		t.Helper()
 		if err := n.driver.settings.put(0, weftWeftSettings{}); err != nil {
 			t.Fatal(err)
 		}

@@ -44,10 +44,9 @@ func talk(t *testing.T, a, b place) {
 	}
 }
 
-// modes runs a test with both ways of attaching programs.
-func modes(t *testing.T, test func(t *testing.T, opts ...Option)) {
-	t.Run("tcx", func(t *testing.T) { test(t) })
-	t.Run("clsact", func(t *testing.T) { test(t, WithClsact()) })
+// modes are the ways of attaching programs.
+func modes() map[string][]Option {
+	return map[string][]Option{"tcx": nil, "clsact": {WithClsact()}}
 }
 
 func (n *node) counted(t *testing.T, name string, atLeast uint64) {
@@ -67,42 +66,46 @@ func (n *node) never(t *testing.T, names ...string) {
 }
 
 func TestSameNode(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		n, _ := network(t, 1500, opts...)
-		a, b := n.addPod(1500), n.addPod(1500)
-		n.want(n.settings())
-		n.apply()
-		talk(t, a, b)
-		n.counted(t, "local", 100)
-		n.never(t, "stack", "drop_spoof", "drop_not_ip")
-		talk(t, a, n) // pod and its own node
-		n.counted(t, "stack", 100)
-	})
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			n, _ := network(t, 1500, opts...)
+			a, b := n.addPod(1500), n.addPod(1500)
+			n.want(n.settings())
+			n.apply()
+			talk(t, a, b)
+			n.counted(t, "local", 100)
+			n.never(t, "stack", "drop_spoof", "drop_not_ip")
+			talk(t, a, n) // pod and its own node
+			n.counted(t, "stack", 100)
+		})
+	}
 }
 
 func TestDirect(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		a, b := network(t, 1500, opts...)
-		p, q := a.addPod(1500), b.addPod(1500)
-		a.reach(b, netset.V4, false, 1500)
-		b.reach(a, netset.V4, false, 1500)
-		a.apply()
-		b.apply()
-		talk(t, p, q)
-		for _, n := range []*node{a, b} {
-			n.counted(t, "direct", 100)
-			n.counted(t, "local", 100)
-			n.never(t, "stack", "drop_spoof")
-		}
-		talk(t, p, b)
-		talk(t, b, p)
-	})
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			a, b := network(t, 1500, opts...)
+			p, q := a.addPod(1500), b.addPod(1500)
+			a.reach(b, netset.V4, false, 1500)
+			b.reach(a, netset.V4, false, 1500)
+			a.apply()
+			b.apply()
+			talk(t, p, q)
+			for _, n := range []*node{a, b} {
+				n.counted(t, "direct", 100)
+				n.counted(t, "local", 100)
+				n.never(t, "stack", "drop_spoof")
+			}
+			talk(t, p, b)
+			talk(t, b, p)
+		})
+	}
 }
 
 // tunnelled is two nodes with a tunnel between the addresses of a family, and a pod on each.
-func tunnelled(t testing.TB, outer netset.Family, opts ...Option) (a, b *node, p, q *pod) {
-	t.Helper()
-	a, b = network(t, 1500, opts...)
+func tunnelled(tb testing.TB, outer netset.Family, opts ...Option) (a, b *node, p, q *pod) {
+	tb.Helper()
+	a, b = network(tb, 1500, opts...)
 	mtu := tunnelMTU(outer)
 	p, q = a.addPod(mtu), b.addPod(mtu)
 	a.overlay(mtu)
@@ -122,22 +125,24 @@ func tunnelMTU(outer netset.Family) int {
 }
 
 func TestTunnel(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		for _, outer := range netset.Families() {
-			t.Run("over"+outer.String(), func(t *testing.T) {
-				a, b, p, q := tunnelled(t, outer, opts...)
-				talk(t, p, q)
-				for _, n := range []*node{a, b} {
-					n.counted(t, "tunnel", 100)
-					n.counted(t, "local", 100)
-					n.counted(t, "tunnel_device", 1) // UDP superpackets
-					n.never(t, "stack", "drop_spoof", "drop_vni", "drop_peer", "drop_not_ip")
-				}
-				talk(t, p, b)
-				talk(t, a, q)
-			})
-		}
-	})
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			for _, outer := range netset.Families() {
+				t.Run("over"+outer.String(), func(t *testing.T) {
+					a, b, p, q := tunnelled(t, outer, opts...)
+					talk(t, p, q)
+					for _, n := range []*node{a, b} {
+						n.counted(t, "tunnel", 100)
+						n.counted(t, "local", 100)
+						n.counted(t, "tunnel_device", 1) // UDP superpackets
+						n.never(t, "stack", "drop_spoof", "drop_vni", "drop_peer", "drop_not_ip")
+					}
+					talk(t, p, b)
+					talk(t, a, q)
+				})
+			}
+		})
+	}
 }
 
 // TestTunnelByRoutes: the peer is not a neighbour, the kernel's routes say how to get there.
@@ -226,26 +231,28 @@ func TestPathMTU(t *testing.T) {
 
 // TestShaped: packets to a shaped pod go through the queue of its link, from this node and from others.
 func TestShaped(t *testing.T) {
-	modes(t, func(t *testing.T, opts ...Option) {
-		a, b, p, q := tunnelled(t, netset.V4, opts...)
-		beside := b.addPod(1450)
-		b.ns.Run(t, "tc", "qdisc", "add", "dev", q.hostIf, "root", "handle", "1:", "tbf", "rate", "1gbit", "burst", "128k", "latency", "50ms")
-		row := q.row()
-		row.Shaped = true
-		b.want(row)
-		b.apply()
-		talk(t, p, q)
-		talk(t, beside, q)
-		a.never(t, "drop_spoof")
-		out := b.ns.Run(t, "tc", "-s", "qdisc", "show", "dev", q.hostIf, "root")
-		var bytes, packets int
-		for line := range strings.Lines(out) {
-			_, _ = fmt.Sscanf(strings.TrimSpace(line), "Sent %d bytes %d pkt", &bytes, &packets)
-		}
-		if bytes < 32<<20 {
-			t.Errorf("the queue passed %d bytes, want all of what the pod received:\n%s", bytes, out)
-		}
-	})
+	for name, opts := range modes() {
+		t.Run(name, func(t *testing.T) {
+			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			beside := b.addPod(1450)
+			b.ns.Run(t, "tc", "qdisc", "add", "dev", q.hostIf, "root", "handle", "1:", "tbf", "rate", "1gbit", "burst", "128k", "latency", "50ms")
+			row := q.row()
+			row.Shaped = true
+			b.want(row)
+			b.apply()
+			talk(t, p, q)
+			talk(t, beside, q)
+			a.never(t, "drop_spoof")
+			out := b.ns.Run(t, "tc", "-s", "qdisc", "show", "dev", q.hostIf, "root")
+			var bytes, packets int
+			for line := range strings.Lines(out) {
+				_, _ = fmt.Sscanf(strings.TrimSpace(line), "Sent %d bytes %d pkt", &bytes, &packets)
+			}
+			if bytes < 32<<20 {
+				t.Errorf("the queue passed %d bytes, want all of what the pod received:\n%s", bytes, out)
+			}
+		})
+	}
 }
 
 // TestForwardingPod: a pod sends on what came to it through the tunnel, to a pod of another node. The packet still bears

@@ -3,7 +3,6 @@ package ebpf
 import (
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"net/netip"
@@ -66,53 +65,53 @@ func (r rows) All(k plan.Kind) iter.Seq[plan.Row] {
 }
 
 // ip runs lines of `ip` in a namespace.
-func ip(t testing.TB, ns *testkit.Netns, lines string) {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "batch")
+func ip(tb testing.TB, ns *testkit.Netns, lines string) {
+	tb.Helper()
+	file := filepath.Join(tb.TempDir(), "batch")
 	if err := os.WriteFile(file, []byte(lines+"\n"), 0o600); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	if out, err := ns.Try(t, "ip", "-batch", file); err != nil {
-		t.Fatalf("%v\n%s\n%s", err, out, lines)
+	if out, err := ns.Try(tb, "ip", "-batch", file); err != nil {
+		tb.Fatalf("%v\n%s\n%s", err, out, lines)
 	}
 }
 
 // within runs f in a namespace and fails the test with its error.
-func within(t testing.TB, ns *testkit.Netns, f func() error) {
-	t.Helper()
+func within(tb testing.TB, ns *testkit.Netns, f func() error) {
+	tb.Helper()
 	var err error
-	ns.Do(t, func() { err = f() })
+	ns.Do(tb, func() { err = f() })
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 }
 
 // network joins two nodes by a veth of the given MTU. Nothing is applied yet.
-func network(t testing.TB, mtu int, opts ...Option) (a, b *node) {
-	t.Helper()
-	a, b = newNode(t, 1, opts...), newNode(t, 2, opts...)
-	ip(t, a.ns, fmt.Sprintf("link add %s mtu %d type veth peer name %s mtu %d netns %s", uplink, mtu, uplink, mtu, b.ns.Path()))
+func network(tb testing.TB, mtu int, opts ...Option) (a, b *node) {
+	tb.Helper()
+	a, b = newNode(tb, 1, opts...), newNode(tb, 2, opts...)
+	ip(tb, a.ns, fmt.Sprintf("link add %s mtu %d type veth peer name %s mtu %d netns %s", uplink, mtu, uplink, mtu, b.ns.Path()))
 	for _, n := range []*node{a, b} {
-		ip(t, n.ns, fmt.Sprintf("addr add %s/24 dev %s\naddr add %s/64 dev %s nodad\nlink set %s up", n.addrs[0], uplink, n.addrs[1], uplink, uplink))
+		ip(tb, n.ns, fmt.Sprintf("addr add %s/24 dev %s\naddr add %s/64 dev %s nodad\nlink set %s up", n.addrs[0], uplink, n.addrs[1], uplink, uplink))
 	}
 	return a, b
 }
 
-func newNode(t testing.TB, id int, opts ...Option) *node {
-	t.Helper()
+func newNode(tb testing.TB, id int, opts ...Option) *node {
+	tb.Helper()
 	n := &node{
-		t: t, id: id, ns: testkit.New(t), rows: rows{}, opts: opts,
+		t: tb, id: id, ns: testkit.New(tb), rows: rows{}, opts: opts,
 		addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.168.7.%d", id)), netip.MustParseAddr(fmt.Sprintf("fd07::%d", id))},
-		pins:  filepath.Join(t.TempDir(), "bpf"),
+		pins:  filepath.Join(tb.TempDir(), "bpf"),
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if n.driver != nil {
 			_ = n.driver.Close()
 		}
 		_ = unix.Unmount(n.pins, unix.MNT_DETACH)
 	})
 	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		n.ns.Sysctl(t, "net/"+path, "1")
+		n.ns.Sysctl(tb, "net/"+path, "1")
 	}
 	return n
 }
@@ -225,7 +224,7 @@ func (n *node) apply() {
 func (n *node) open() {
 	n.t.Helper()
 	within(n.t, n.ns, func() (err error) {
-		n.driver, err = New(n.pins, slog.New(slog.NewTextHandler(io.Discard, nil)), n.opts...)
+		n.driver, err = New(n.pins, slog.New(slog.DiscardHandler), n.opts...)
 		return err
 	})
 }

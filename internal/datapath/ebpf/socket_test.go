@@ -46,11 +46,12 @@ func serve(t *testing.T, p place, f netset.Family) netip.AddrPort {
 }
 
 // dial connects to a socket of a place.
-func dial(t testing.TB, from, dest place, network string, to netip.AddrPort) (c net.Conn, err error) {
+func dial(tb testing.TB, from, dest place, network string, to netip.AddrPort) (c net.Conn, err error) {
+	tb.Helper()
 	if v, ok := dest.(*through); ok {
 		to = v.reachedAt(to)
 	}
-	from.netns().Do(t, func() { c, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, to.String()) })
+	from.netns().Do(tb, func() { c, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, to.String()) })
 	return c, err
 }
 
@@ -89,10 +90,10 @@ func echoes(t *testing.T, from, to place, f netset.Family, size, n int) {
 	}
 }
 
-func udpEcho(t testing.TB, from, to place, f netset.Family, size, n int) error {
-	t.Helper()
+func udpEcho(tb testing.TB, from, to place, f netset.Family, size, n int) error {
+	tb.Helper()
 	var pc net.PacketConn
-	within(t, to.netns(), func() (err error) {
+	within(tb, to.netns(), func() (err error) {
 		pc, err = net.ListenPacket("udp", netip.AddrPortFrom(to.addr(f), 0).String())
 		return err
 	})
@@ -107,7 +108,7 @@ func udpEcho(t testing.TB, from, to place, f netset.Family, size, n int) error {
 			_, _ = pc.WriteTo(buf[:n], a)
 		}
 	}()
-	c, err := dial(t, from, to, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
+	c, err := dial(tb, from, to, "udp", pc.LocalAddr().(*net.UDPAddr).AddrPort())
 	if err != nil {
 		return err
 	}
