@@ -269,6 +269,7 @@ func (l *Lab) markDeleted(pod *objects.Object) error {
 	if _, err := l.Host(objects.NodeOf(pod)); err != nil {
 		return l.store.Remove(objects.RefOf(pod))
 	}
+	pod = pod.DeepCopy()
 	now := metav1.Now()
 	pod.SetDeletionTimestamp(&now)
 	return l.store.Put(pod)

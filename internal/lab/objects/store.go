@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -35,7 +37,19 @@ type Object = unstructured.Unstructured
 // Store is a directory with one YAML file for each object. Files are replaced by
 // rename, so that a reader never sees half of one. Whoever reads to write takes the
 // lock file; a writer that dies releases it and leaves at most a file in tmp.
-type Store struct{ dir string }
+type Store struct {
+	dir string
+
+	mu    sync.Mutex
+	cache map[string]cached // by file name; what List read last
+}
+
+// cached is one file's content. A replaced file has another inode.
+type cached struct {
+	inode uint64
+	mtime time.Time
+	obj   *Object // not modified by anyone
+}
 
 const (
 	objectsDir = "objects"
@@ -49,7 +63,7 @@ func New(dir string) (*Store, error) {
 			return nil, err
 		}
 	}
-	return &Store{dir: dir}, nil
+	return &Store{dir: dir, cache: map[string]cached{}}, nil
 }
 
 // Ref names an object: "pod/default/web", "node/node1".
@@ -159,6 +173,7 @@ func (s *Store) Remove(r Ref) error {
 }
 
 // List returns the objects of a kind, or all for "", sorted by kind, namespace and name.
+// They are shared with other callers: whoever changes one copies it before.
 func (s *Store) List(kind string) ([]*Object, error) {
 	prefix := ""
 	if kind != "" {
@@ -168,26 +183,52 @@ func (s *Store) List(kind string) ([]*Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var out []*Object
+	next := make(map[string]cached, len(entries))
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), prefix) || !strings.HasSuffix(e.Name(), ".yaml") {
+		if !strings.HasSuffix(e.Name(), ".yaml") {
 			continue
 		}
-		o, err := readObject(filepath.Join(s.dir, objectsDir, e.Name()))
+		if !strings.HasPrefix(e.Name(), prefix) {
+			next[e.Name()] = s.cache[e.Name()]
+			continue
+		}
+		c, err := s.read(e)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // deleted meanwhile
 		}
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, o)
+		next[e.Name()] = c
+		out = append(out, c.obj)
 	}
+	s.cache = next
 	slices.SortFunc(out, func(a, b *Object) int {
 		return slices.Compare(
 			[]string{a.GetKind(), a.GetNamespace(), a.GetName()},
 			[]string{b.GetKind(), b.GetNamespace(), b.GetName()})
 	})
 	return out, nil
+}
+
+// read reads a file that is not the one read last. The caller holds mu.
+func (s *Store) read(e fs.DirEntry) (cached, error) {
+	st, err := e.Info()
+	if err != nil {
+		return cached{}, err
+	}
+	c := cached{mtime: st.ModTime()}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		c.inode = sys.Ino
+	}
+	if old := s.cache[e.Name()]; old.obj != nil && old.inode == c.inode && old.mtime.Equal(c.mtime) {
+		return old, nil
+	}
+	c.obj, err = readObject(filepath.Join(s.dir, objectsDir, e.Name()))
+	return c, err
 }
 
 // Await calls done now and after each change of the objects, until it returns true
@@ -216,12 +257,15 @@ func (s *Store) Await(ctx context.Context, done func() (bool, error)) error {
 	}
 }
 
-// Drain takes what is queued, and what follows at once: one look serves all.
+// Drain takes what is queued, and what follows closely: one look serves all.
 func Drain(events <-chan fsnotify.Event) {
-	for quiet := time.After(2 * time.Millisecond); ; {
+	const quiet, patience = 3 * time.Millisecond, 30 * time.Millisecond
+	for late := time.After(patience); ; {
 		select {
 		case <-events:
-		case <-quiet:
+		case <-time.After(quiet):
+			return
+		case <-late:
 			return
 		}
 	}
