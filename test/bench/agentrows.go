@@ -231,7 +231,7 @@ func countForks(pid int, during time.Duration) (float64, error) {
 		return 0, err
 	}
 	defer func() { _ = os.Remove(file.Name()) }()
-	cmd := exec.Command(strace, "-f", "-qq", "-e", "trace=fork,vfork,clone,clone3,execve", "-o", file.Name(), "-p", strconv.Itoa(pid))
+	cmd := program(strace, "-f", "-qq", "-e", "trace=fork,vfork,clone,clone3,execve", "-o", file.Name(), "-p", strconv.Itoa(pid))
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}

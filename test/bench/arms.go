@@ -54,9 +54,6 @@ func nth(p netip.Prefix, n int) netip.Prefix {
 	return netip.PrefixFrom(a, p.Bits())
 }
 
-// family is the "-4" or "-6" of ip(8).
-func family(p netip.Prefix) string { return fmt.Sprintf("-%d", netset.OfPrefix(p)) }
-
 // addrLines are `ip address add` lines for a device.
 func addrLines(dev string, ps []netip.Prefix) string {
 	var b strings.Builder

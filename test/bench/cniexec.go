@@ -38,7 +38,7 @@ func (r cniResult) addresses() map[netset.Family]netip.Addr {
 
 // command prepares an execution of the plugin.
 func (p *plugin) command(command, id, netns string) *exec.Cmd {
-	cmd := exec.Command(p.binary)
+	cmd := program(p.binary)
 	cmd.Stdin = bytes.NewReader(p.conf)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "CNI_COMMAND=" + command, "CNI_CONTAINERID=" + id, "CNI_IFNAME=eth0",
@@ -93,7 +93,7 @@ func debianPlugins() string {
 	if err != nil {
 		return "containernetworking plugins"
 	}
-	out, err := exec.Command("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins").Output()
+	out, err := program("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins").Output()
 	if err != nil || !strings.HasPrefix(dir, "/usr/lib/") {
 		return "containernetworking plugins in " + dir
 	}
@@ -102,7 +102,7 @@ func debianPlugins() string {
 
 // command runs a program and returns its output as the error's text.
 func command(name string, args ...string) error {
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+	if out, err := program(name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
 	return nil

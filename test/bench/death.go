@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
@@ -211,7 +210,7 @@ func killedAdd(p *plugin, id, pod string, when time.Duration) error {
 // leftovers counts what ADDs make.
 func leftovers(n *weftNode) (map[string]int, error) {
 	count := func(args ...string) (int, error) {
-		out, err := exec.Command("ip", append([]string{"-n", n.ns}, args...)...).Output()
+		out, err := program("ip", append([]string{"-n", n.ns}, args...)...).Output()
 		return strings.Count(string(out), "\n"), err
 	}
 	m := map[string]int{}

@@ -77,7 +77,7 @@ func (r *rig) firstPacketTo(s *subject, i int, f netset.Family) (float64, error)
 // udpIn opens a UDP socket in a namespace: bound to the probe port with a 100 us time limit, or for sending.
 func udpIn(ns string, f netset.Family, listen bool) (fd int, err error) {
 	err = inNS(ns, func() error {
-		any := unspecified(f)
+		all := unspecified(f)
 		domain := unix.AF_INET
 		if f == netset.V6 {
 			domain = unix.AF_INET6
@@ -89,7 +89,7 @@ func udpIn(ns string, f netset.Family, listen bool) (fd int, err error) {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
 			return err
 		}
-		return unix.Bind(fd, sockaddr(any, probePort))
+		return unix.Bind(fd, sockaddr(all, probePort))
 	})
 	return fd, err
 }

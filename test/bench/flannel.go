@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -66,7 +65,7 @@ func buildPeers() error {
 
 // buildFlannel builds a copy of the module's source in which the package of that backend is empty.
 func buildFlannel(binary string) error {
-	out, err := exec.Command("go", "mod", "download", "-json", "github.com/flannel-io/flannel@"+flannelVersion).Output()
+	out, err := program("go", "mod", "download", "-json", "github.com/flannel-io/flannel@"+flannelVersion).Output()
 	if err != nil {
 		return err
 	}
@@ -91,7 +90,7 @@ func buildFlannel(binary string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "build", "-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
+	cmd := program("go", "build", "-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
 	cmd.Dir, cmd.Env = work, append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = os.Stderr
 	return cmd.Run()
@@ -133,7 +132,7 @@ func (r *rig) startFlannel(name, backend string, ns [2]string) (*flannel, error)
 	}
 	if backend == "vxlan" { // the peers have learned of each other when the route is there
 		return f, await("flannel's routes", 10*time.Second, nil, func() bool {
-			out, _ := exec.Command("ip", "-n", ns[0], "route").Output()
+			out, _ := program("ip", "-n", ns[0], "route").Output()
 			return bytes.Contains(out, []byte("flannel.1"))
 		})
 	}

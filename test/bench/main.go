@@ -215,7 +215,7 @@ func (o *options) bench() error {
 
 // serve is the measuring server in an arm's namespace.
 func serve() error {
-	lis, err := net.Listen("tcp", fmt.Sprintf(":%d", bench.DefaultPort))
+	lis, err := new(net.ListenConfig).Listen(context.Background(), "tcp", fmt.Sprintf(":%d", bench.DefaultPort))
 	if err != nil {
 		return err
 	}

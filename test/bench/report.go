@@ -6,7 +6,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -69,7 +68,7 @@ type verdict struct {
 
 func newReport() *report {
 	out := func(name string, args ...string) string {
-		raw, _ := exec.Command(name, args...).Output()
+		raw, _ := program(name, args...).Output()
 		return strings.TrimSpace(string(raw))
 	}
 	cpu := ""

@@ -3,14 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +26,7 @@ func isolate(args []string) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, args...)
+	cmd := program(self, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), isolatedEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -149,15 +147,14 @@ func loopbackUp() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }
 
-// delNetns removes a namespace's name; the kernel frees it when its last process has gone.
-func delNetns(name string) error {
-	path := filepath.Join(netnsDir, name)
-	return errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
+// program is a command that ends by itself, or with the harness: its pid namespace takes all children along.
+func program(name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(context.Background(), name, args...)
 }
 
 // ip runs lines of `ip` commands in a namespace, stopping at the first that fails.
 func ip(ns, lines string) error {
-	cmd := exec.Command("ip", "-n", ns, "-batch", "-")
+	cmd := program("ip", "-n", ns, "-batch", "-")
 	cmd.Stdin = strings.NewReader(lines)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("ip -n %s: %w: %s\n%s", ns, err, bytes.TrimSpace(out), lines)
@@ -176,8 +173,7 @@ func sysctl(ns, name, value string) error {
 type process struct {
 	*exec.Cmd
 	name string
-	log  string // file
-	mu   sync.Mutex
+	log  string        // file
 	done chan struct{} // closed when it has ended
 }
 
@@ -189,7 +185,7 @@ func (r *rig) start(ns, name string, env []string, argv ...string) (*process, er
 		return nil, err
 	}
 	defer func() { _ = file.Close() }()
-	p.Cmd = exec.Command(argv[0], argv[1:]...)
+	p.Cmd = program(argv[0], argv[1:]...)
 	p.Stdout, p.Stderr = file, file
 	p.Env = append(os.Environ(), env...)
 	if err := inNS(ns, p.Start); err != nil {

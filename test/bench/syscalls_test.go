@@ -27,7 +27,7 @@ func isolated(t *testing.T) (*rig, *options) {
 	if os.Getenv(isolatedEnv) == "" {
 		if os.Getenv(binariesEnv) == "" {
 			t.Setenv(binariesEnv, t.TempDir())
-			cmd := exec.Command("go", "build", "-trimpath", "-o", os.Getenv(binariesEnv)+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
+			cmd := program("go", "build", "-trimpath", "-o", os.Getenv(binariesEnv)+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("build: %v\n%s", err, out)
@@ -133,7 +133,7 @@ func TestSystemCallsPerADD(t *testing.T) {
 	if total(inPlugin) == 0 || total(inAgent) == 0 {
 		t.Fatal("strace saw nothing: the test is broken")
 	}
-	const pluginBound, agentBound = 200, 150
+	const pluginBound, agentBound = 65, 205
 	if n := total(inPlugin); n > pluginBound {
 		t.Errorf("the plugin makes %d system calls in an ADD, more than %d", n, pluginBound)
 	}
@@ -149,7 +149,7 @@ func TestSystemCallsPerADD(t *testing.T) {
 func (r *rig) traceAgent(t *testing.T, s *subject, f func() error) map[string]int {
 	t.Helper()
 	trace := filepath.Join(r.dir, "agent.trace")
-	cmd := exec.Command("strace", "-f", "-qq", "-o", trace, "-p", strconv.Itoa(s.weft.agent.Process.Pid))
+	cmd := program("strace", "-f", "-qq", "-o", trace, "-p", strconv.Itoa(s.weft.agent.Process.Pid))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

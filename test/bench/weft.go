@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -130,7 +129,7 @@ func (n *weftNode) readPlugin() error {
 
 // cli runs `weft ARGS` against the node's agent.
 func (n *weftNode) cli(args ...string) ([]byte, error) {
-	out, err := exec.Command(n.weft, append([]string{"--socket", filepath.Join(n.dir, "run", "weft.sock")}, args...)...).Output()
+	out, err := program(n.weft, append([]string{"--socket", filepath.Join(n.dir, "run", "weft.sock")}, args...)...).Output()
 	if err != nil {
 		return nil, fmt.Errorf("weft %s: %w", strings.Join(args, " "), err)
 	}
@@ -139,7 +138,7 @@ func (n *weftNode) cli(args ...string) ([]byte, error) {
 
 // weftVersion is what the binary says of itself.
 func weftVersion(o *options) string {
-	out, _ := exec.Command(filepath.Join(o.weft, "weft"), "version").Output()
+	out, _ := program(filepath.Join(o.weft, "weft"), "version").Output()
 	return strings.TrimSpace(string(out))
 }
 
