@@ -273,7 +273,7 @@ func TestForwardingPod(t *testing.T) {
 					"add rule %[1]s f post oifname eth0 masquerade", word, r.addrs[i]))
 			}
 			for _, f := range netset.Families() {
-				if err := ask(t, p, netip.AddrPortFrom(q.addr(f), 80)); err != nil {
+				if err := ask(t, p, netip.AddrPortFrom(q.addr(f), 80), patience); err != nil {
 					t.Errorf("%s: %v\n%s\n%s", f, err, a.dump(), b.dump())
 				}
 				via := &through{place: r, hop: q}

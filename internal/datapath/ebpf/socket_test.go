@@ -51,7 +51,7 @@ func dial(tb testing.TB, from, dest place, network string, to netip.AddrPort) (c
 	if v, ok := dest.(*through); ok {
 		to = v.reachedAt(to)
 	}
-	from.netns().Do(tb, func() { c, err = (&net.Dialer{Timeout: 3 * time.Second}).Dial(network, to.String()) })
+	from.netns().Do(tb, func() { c, err = (&net.Dialer{Timeout: patience}).Dial(network, to.String()) })
 	return c, err
 }
 

@@ -14,6 +14,9 @@ import (
 
 // The host's stack translates addresses (host ports, kube-proxy). These tests let nft do it.
 
+// patience bounds a connection that is expected to come about: a first SYN may wait for a neighbour.
+const patience = 5 * time.Second
+
 // hello answers each TCP connection with a line, on a pod's port 80.
 func hello(t *testing.T, p *pod) {
 	t.Helper()
@@ -37,17 +40,17 @@ func hello(t *testing.T, p *pod) {
 	}
 }
 
-// ask connects and reads the line.
-func ask(t *testing.T, from place, to netip.AddrPort) error {
+// ask connects within a time and reads the line. A time under a second is for what is expected to fail.
+func ask(t *testing.T, from place, to netip.AddrPort, within time.Duration) error {
 	t.Helper()
 	var c net.Conn
 	var err error
-	from.netns().Do(t, func() { c, err = (&net.Dialer{Timeout: 700 * time.Millisecond}).Dial("tcp", to.String()) })
+	from.netns().Do(t, func() { c, err = (&net.Dialer{Timeout: within}).Dial("tcp", to.String()) })
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	line, err := io.ReadAll(c)
 	if err == nil && string(line) != "hello\n" {
 		err = fmt.Errorf("read %q", line)
@@ -109,13 +112,13 @@ func TestTracked(t *testing.T) {
 				} {
 					track(true)
 					for range 3 {
-						if err := ask(t, client, c.to); err != nil {
+						if err := ask(t, client, c.to, patience); err != nil {
 							t.Errorf("%s (%s): %v\n%s\n%s", c.name, c.to, err, a.dump(), b.dump())
 						}
 					}
 					track(false)
 					within(t, a.ns, func() error { return flush(a, b) })
-					if err := ask(t, client, c.to); err == nil {
+					if err := ask(t, client, c.to, 500*time.Millisecond); err == nil {
 						t.Errorf("%s (%s): answered without tracking: this test shows nothing", c.name, c.to)
 					}
 				}
