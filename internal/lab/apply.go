@@ -127,8 +127,8 @@ func (l *Lab) checkObject(o *objects.Object, notes map[objects.Ref][]string) err
 			return fmt.Errorf("%s: the lab makes its nodes itself (%s); only labels and annotations of these can be applied",
 				r, strings.Join(l.NodeNames(), ", "))
 		}
-	case slices.Contains([]string{"CronJob", "ReplicationController"}, kind):
-		notes[r] = []string{"stored, but the lab starts no pods of this kind"}
+	default:
+		notes[r] = []string{fmt.Sprintf("%s: stored for the agents, but this version of weft does nothing with objects of kind %s", r, kind)}
 	}
 	return nil
 }

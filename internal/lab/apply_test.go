@@ -136,16 +136,20 @@ items:
 - {apiVersion: batch/v1, kind: CronJob, metadata: {name: cj}}
 `
 	apply(t, l, objs, "namespace/shop created\nnamespace/default created\nnetworkpolicy/shop/deny created\nciliumclusterwidenetworkpolicy/wide created\nconfigmap/default/cm created\ncronjob/default/cj created")
+	changes, err := l.Apply("shop", parse(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: b}"))
+	if err != nil || len(changes) != 1 || !strings.Contains(strings.Join(changes[0].Notes, ""), "NetworkPolicy") {
+		t.Errorf("a kind without effect is not noted: %+v, %v", changes, err)
+	}
 	got, err := l.Get("networkpolicies", "")
-	if err != nil || len(got) != 1 {
+	if err != nil || len(got) != 2 {
 		t.Errorf("%v, %v", got, err)
 	}
 	ns, err := l.Get("ns", "", "shop")
 	if err != nil || ns[0].GetLabels()["kubernetes.io/metadata.name"] != "shop" {
 		t.Errorf("%v, %v", ns, err)
 	}
-	changes, err := l.Delete("default", ns)
-	if got := told(changes); err != nil || got != "namespace/shop deleted\nnetworkpolicy/shop/deny deleted" {
+	changes, err = l.Delete("default", ns)
+	if got := told(changes); err != nil || got != "namespace/shop deleted\nnetworkpolicy/shop/b deleted\nnetworkpolicy/shop/deny deleted" {
 		t.Errorf("%q, %v", got, err)
 	}
 }
