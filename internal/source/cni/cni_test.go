@@ -723,10 +723,20 @@ func TestInstall(t *testing.T) {
 	if err := Install(i); err != nil || inode() == first {
 		t.Errorf("a new plugin was not installed beside the old one: %v", err)
 	}
-	for _, d := range []string{i.BinDir, i.ConfDir} {
-		if files, _ := os.ReadDir(d); len(files) != 1 {
+	for d, want := range map[string]int{i.BinDir: 2, i.ConfDir: 1} {
+		if files, _ := os.ReadDir(d); len(files) != want {
 			t.Errorf("%s: %v", d, files)
 		}
+	}
+	loopback := filepath.Join(i.BinDir, "loopback")
+	if target, err := os.Readlink(loopback); err != nil || target != "weft-cni" {
+		t.Errorf("a node without the plugin loopback did not get ours: %q, %v", target, err)
+	}
+	if err := errors.Join(os.Remove(loopback), os.WriteFile(loopback, []byte("theirs"), 0o700), Install(i)); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(loopback); err != nil || string(b) != "theirs" {
+		t.Errorf("the node's own plugin loopback was replaced: %q, %v", b, err)
 	}
 	b, err := os.ReadFile(conf)
 	var list struct {

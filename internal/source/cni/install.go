@@ -35,11 +35,30 @@ func Install(i Installation) error {
 	if err := place(i.BinDir, pluginName, binary, 0o755); err != nil {
 		return err
 	}
+	if err := placeLoopback(i.BinDir); err != nil {
+		return err
+	}
 	conf, err := Conflist(i.Socket)
 	if err != nil {
 		return err
 	}
 	return place(i.ConfDir, i.ConfName, conf, 0o644)
+}
+
+// placeLoopback makes the plugin loopback, which runtimes execute for every pod, a link to ours, unless the node has
+// one. A link to our plugin is recognised as ours by its target; what is there already is never replaced.
+func placeLoopback(dir string) error {
+	path := filepath.Join(dir, "loopback")
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if target, err := os.Readlink(path); err == nil && target != pluginName {
+		return nil // somebody else's, whose target comes later
+	}
+	if err := os.Symlink(pluginName, path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("install %s: %w", path, err)
+	}
+	return nil
 }
 
 // Remove takes the configuration away, so that the runtime starts no more pods with it. The plugin stays: running pods
