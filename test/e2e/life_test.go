@@ -22,8 +22,8 @@ type report struct {
 }
 
 // stream runs traffic from a pod to all others of each family while act happens, and checks that no connection
-// ended. limit is the longest time without an answer.
-func (f *fixture) stream(pods []pod, limit, duration time.Duration, act func()) report {
+// ended.
+func (f *fixture) stream(pods []pod, duration time.Duration, act func()) report {
 	f.Helper()
 	const conns = 10
 	args := []string{"-n", f.ns, "exec", "-q", pods[0].Name, "--", "traffic", "stream", fmt.Sprint(conns), duration.String()}
@@ -66,16 +66,22 @@ func (f *fixture) stream(pods []pod, limit, duration time.Duration, act func()) 
 	if len(r.Failed) > 0 {
 		f.Errorf("%d of %d connections ended: %v", len(r.Failed), r.Flows, r.Failed[:min(3, len(r.Failed))])
 	}
-	if r.Gap > limit {
-		f.Errorf("%s without an answer, allowed are %s", r.Gap, limit)
+	if r.Lost > lostLimit {
+		f.Errorf("%d datagrams were lost, allowed are %d", r.Lost, lostLimit)
+	}
+	if r.Gap > gapLimit {
+		f.Errorf("%s without an answer, allowed are %s", r.Gap, gapLimit)
 	}
 	f.Logf("%d flows, %d messages, %d datagrams lost, longest gap %s", r.Flows, r.Messages, r.Lost, r.Gap.Round(time.Millisecond))
 	return r
 }
 
-// gapLimit is the longest interruption allowed on a machine whose two cores run a whole cluster: far above a
-// scheduler's delay, far below any retransmission that a lost path would need.
-const gapLimit = time.Second
+// What an interruption may be. Lost packets are counted, of one in 10 ms for each UDP flow: a path that is down for
+// the blink of an eye shows there. The gap includes what two busy cores that run a whole cluster do to a process.
+const (
+	lostLimit = 5
+	gapLimit  = 3 * time.Second
+)
 
 // streamPods returns an echo pod on each node, and a second one on the first pod's node by which traffic on one
 // node is tested.
@@ -92,7 +98,7 @@ func TestAgentKilled(t *testing.T) {
 	needsWeft(t)
 	f := newFixture(t, shared, 5*time.Minute)
 	pods := f.streamPods()
-	f.stream(pods, gapLimit, 20*time.Second, func() {
+	f.stream(pods, 20*time.Second, func() {
 		for _, n := range f.NodeNames() {
 			f.killAgent(n)
 		}
@@ -138,7 +144,7 @@ func TestUpgrade(t *testing.T) {
 	if err := f.LoadWeft(f.ctx, versionNext); err != nil {
 		t.Fatal(err)
 	}
-	f.stream(pods, gapLimit, 60*time.Second, func() {
+	f.stream(pods, 60*time.Second, func() {
 		for _, v := range []string{versionNext, versionN} {
 			m, err := f.RenderChart(f.ctx, v)
 			if err != nil {

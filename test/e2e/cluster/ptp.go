@@ -36,6 +36,9 @@ func (c *Cluster) InstallPTP(ctx context.Context) error {
 		if err := routeTo(h, cidrs); err != nil {
 			return err
 		}
+		if _, err := h.Output(ctx, "/bin/sh", "-c", "mkdir -p /opt/cni/bin && cp "+c.program("cni")+"/* /opt/cni/bin/"); err != nil {
+			return err
+		}
 		list, err := ptpConfig(cidrs[n])
 		if err != nil {
 			return err

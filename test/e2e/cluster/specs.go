@@ -145,7 +145,6 @@ func (c *Cluster) nodeSpec(name string) (host.Spec, error) {
 		s.Files[path] = content
 	}
 	s.Processes = []host.Process{
-		{Name: "plugins", Once: true, Args: []string{"/bin/sh", "-c", "mkdir -p /opt/cni/bin && cp " + c.program("cni") + "/* /opt/cni/bin/"}},
 		{Name: "containerd", Args: []string{c.program("containerd"), "--log-level=warn"}},
 		{Name: "images", Once: true, WaitFor: containerdSocket, Args: importCommand(c, c.archive("images"), ToolboxImage)},
 		{Name: "kubelet", Args: []string{
