@@ -24,8 +24,12 @@ var programs = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for name, pkg := range map[string]string{"weft": "./cmd/weft", "weft-cni": "./cmd/weft-cni", "traffic": "./test/e2e/traffic"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version=N", "-o", filepath.Join(dir, name), pkg)
+	for _, p := range [][3]string{
+		{"weft", "./cmd/weft", "N"}, {"weft-N", "./cmd/weft", "N"}, {"weft-N+1", "./cmd/weft", "N+1"},
+		{"weft-cni", "./cmd/weft-cni", "N"}, {"traffic", "./test/e2e/traffic", "N"},
+	} {
+		name, pkg := p[0], p[1]
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+p[2], "-o", filepath.Join(dir, name), pkg)
 		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
@@ -85,7 +89,9 @@ func (l *lab) command(verb string, args ...string) *exec.Cmd {
 func (l *lab) try(verb string, args ...string) (string, error) {
 	cmd := l.command(verb, args...)
 	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
+	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &out, &errs, time.Second
+	kill := time.AfterFunc(40*time.Second, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
 	if err := cmd.Run(); err != nil {
 		return out.String(), fmt.Errorf("weft lab %s %v: %w: %s", verb, args, err, errs.String())
 	}
@@ -166,6 +172,7 @@ type report struct {
 	Flows, Messages int
 	Failed          []string
 	Lost            int
+	LostTo          map[string]int
 	Gap             time.Duration
 }
 
