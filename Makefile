@@ -29,6 +29,8 @@ test: ## what CI runs first: format, vet, laws, generated files, unit and real t
 	hack/deps.sh test gen
 	hack/check.sh format vet laws gen
 	hack/check.sh test race RACE="$(RACE)"
+	$(MAKE) build
+	hack/check.sh behaviour
 
 .PHONY: lint
 lint: ## golangci-lint (built and cached on first use) and shellcheck
@@ -45,11 +47,13 @@ test-kernels: ## the datapath's tests on Debian's 6.1 and 6.12, each in a small 
 	hack/deps.sh vm
 	go run ./test/vm
 
+CHART = $(shell sed -n 's/^appVersion: "\(.*\)"/\1/p' deploy/chart/weft/Chart.yaml)
+
 .PHONY: image
 image: ## bin/weft-image-{amd64,arm64}.tar, OCI archives, without a container engine
 	for a in amd64 arm64; do \
 	  CGO_ENABLED=0 GOARCH=$$a go build $(GOFLAGS_STATIC) -o bin/$$a/ ./cmd/weft ./cmd/weft-cni; \
-	  go run ./internal/image/cmd/weft-image -name localhost/weft:$(VERSION) -arch $$a -from bin/$$a -o bin/weft-image-$$a.tar; \
+	  go run ./internal/image/cmd/weft-image -name localhost/weft:$(VERSION),localhost/weft:$(CHART) -arch $$a -from bin/$$a -o bin/weft-image-$$a.tar; \
 	done
 
 .PHONY: manifest

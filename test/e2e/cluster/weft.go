@@ -84,7 +84,7 @@ func (c *Cluster) buildWeft(ctx context.Context, version string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build weft: %w\n%s", err, out)
 	}
-	return writeArchive(dst, image.Weft(Repository+":"+version, arch(), dir))
+	return writeArchive(dst, image.Weft([]string{Repository + ":" + version}, arch(), dir))
 }
 
 // RenderChart renders the chart for this cluster.

@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"weft/internal/image"
 )
 
 func main() {
-	name := flag.String("name", "localhost/weft:dev", "the image's `reference`")
+	name := flag.String("name", "localhost/weft:dev", "the image's `references`, separated by commas")
 	arch := flag.String("arch", "amd64", "architecture of the programs, as `GOARCH`")
 	from := flag.String("from", "bin", "`directory` with the programs weft and weft-cni")
 	out := flag.String("o", "", "archive to write")
@@ -33,7 +34,7 @@ func run(name, arch, from, out string) error {
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
-	err = image.Write(f, image.Weft(name, arch, from))
+	err = image.Write(f, image.Weft(strings.Split(name, ","), arch, from))
 	if err != nil {
 		return err
 	}
