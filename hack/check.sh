@@ -25,7 +25,10 @@ step_format() {
 	fi
 }
 
-step_vet() { go vet ./...; }
+step_vet() {
+	go vet ./...
+	go vet -tags behaviour,e2e ./test/...
+}
 
 # step_laws shows what the tests log, because budgets are only told there.
 step_laws() { go test -count=1 -v ./internal/laws | { grep -v '^=== ' || true; }; }
@@ -63,6 +66,12 @@ step_test() {
 
 step_race() {
 	racy | xargs -r go test -race -timeout 8m
+}
+
+# step_behaviour: whole nodes in a lab, what users are promised and what they write.
+step_behaviour() {
+	go test -count=1 -tags behaviour -timeout 8m -v ./test/behaviour | { grep -v 'level=' || true; }
+	bin/weft lab test test/lab/*.txtar
 }
 
 steps=()

@@ -119,24 +119,3 @@ func check(t *testing.T, what string, quiet, r report) {
 		t.Errorf("%s: a flow was silent for %s, more than %s", what, r.Gap, limit)
 	}
 }
-
-// TestColdStartAlone: the cluster's objects are gone (as with an API server that is away) and the agent starts anew: ADD and
-// DEL are served from what was last known, and running pods are untouched.
-func TestColdStartAlone(t *testing.T) {
-	l := up(t, "--nodes", "2")
-	l.pods("a node1", "c node2")
-	l.node("node1", "weft", "status")
-	l.eventually(70*time.Second, "the last known objects are on disk", func() bool {
-		out, _ := l.try("node", "node1", "--", "sh", "-c", "grep -l node2 /var/lib/weft/* 2>/dev/null")
-		return out != ""
-	})
-	l.node("node1", "sh", "-c", "mount -t tmpfs -o size=4k,mode=000 none /opt/weft/cluster || mkdir -p /run/none")
-	l.run("node", "node1", "agent", "kill")
-	l.eventually(5*time.Second, "the agent serves again", func() bool {
-		out, err := l.try("node", "node1", "--", "weft", "status")
-		return err == nil && strings.Contains(out, "node1")
-	})
-	if out, err := l.try("probe", "a", "c:7"); err != nil {
-		t.Errorf("running pods after a cold start: %v\n%s", err, out)
-	}
-}
