@@ -154,6 +154,14 @@ func (a *attacher) pin(dev string, dir direction) string {
 	return filepath.Join(a.links, strings.ReplaceAll(dev, ".", ":")+"-"+dir.name)
 }
 
+// deviceOf is the device of a pin's name.
+func deviceOf(pin string) string {
+	for _, dir := range directions() {
+		pin = strings.TrimSuffix(pin, "-"+dir.name)
+	}
+	return strings.ReplaceAll(pin, ":", ".")
+}
+
 // tcx puts a program into the pinned link that is there. Where none is, it makes one, or returns os.ErrNotExist.
 func (a *attacher) tcx(dev string, index int, dir direction, prog *ebpf.Program, create bool) error {
 	path := a.pin(dev, dir)
@@ -233,11 +241,7 @@ func (a *attacher) keep(want map[string]bool) error {
 	}
 	var errs []error
 	for _, p := range pins {
-		dev := p.Name()
-		for _, dir := range directions() {
-			dev = strings.TrimSuffix(dev, "-"+dir.name)
-		}
-		if dev = strings.ReplaceAll(dev, ":", "."); !want[dev] || a.clsact {
+		if dev := deviceOf(p.Name()); !want[dev] || a.clsact {
 			errs = append(errs, os.Remove(filepath.Join(a.links, p.Name())))
 		}
 	}

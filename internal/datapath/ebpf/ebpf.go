@@ -119,6 +119,12 @@ func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes
 		}
 		res[r.Key()] = d.upsert(r)
 	}
+	// The settings know devices by their index, and a device that a hook is for may have been made again.
+	if s, ok := want.Get((&plan.Settings{}).Key()).(*plan.Settings); ok && hasHook(changed.Upsert) {
+		if err := d.putSettings(s); err != nil {
+			d.log.Debug("settings not written again", "err", err) // a device is missing, and its hook's row says so
+		}
+	}
 	for _, r := range changed.Delete {
 		if err := ctx.Err(); err != nil {
 			res[r.Key()] = err
@@ -127,6 +133,10 @@ func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes
 		res[r.Key()] = d.remove(r)
 	}
 	return res
+}
+
+func hasHook(rows []plan.Row) bool {
+	return slices.ContainsFunc(rows, func(r plan.Row) bool { return r.Key().Kind == plan.KindHook })
 }
 
 // applied lets Watch know that there may be something to do when the node is calm.

@@ -440,6 +440,57 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// TestDevicesMadeAgain: when the overlay's and a pod's device are deleted, Watch names their rows, and once the devices are back
+// and the rows applied, packets flow as before.
+func TestDevicesMadeAgain(t *testing.T) {
+	a, b, p, q := tunnelled(t, netset.V4)
+	talk(t, p, q)
+	ctx, stop := context.WithCancel(t.Context())
+	seen := make(chan plan.Key, 10)
+	ended := make(chan error, 1)
+	go a.ns.Do(t, func() { ended <- a.driver.Watch(ctx, func(k plan.Key, _ string) { seen <- k }) })
+	// A new device is seen only by a watcher that listens: let it see a filter go first.
+	for told := false; !told; {
+		a.ns.Run(t, "tc", "qdisc", "del", "dev", p.hostIf, "clsact")
+		select {
+		case <-seen:
+			told = true
+		case <-time.After(200 * time.Millisecond):
+		}
+		a.apply()
+	}
+	for _, c := range []struct {
+		dev    string
+		row    plan.Row
+		remake func()
+	}{
+		{overlayDev, &plan.Hook{Dev: overlayDev, Role: plan.RoleOverlay}, func() { a.overlay(1450) }},
+		{p.hostIf, p.row(), func() { p.link(1450) }},
+	} {
+		ip(t, a.ns, "link del "+c.dev)
+		select {
+		case k := <-seen:
+			if k != c.row.Key() {
+				t.Errorf("after deleting %s: %s", c.dev, k)
+			}
+		case <-time.After(2 * time.Second):
+			t.Fatalf("nobody noticed that %s was deleted", c.dev)
+		}
+		c.remake()
+		within(t, a.ns, func() error {
+			return a.driver.Apply(t.Context(), a.rows, plan.Changes{Upsert: []plan.Row{c.row}})[c.row.Key()]
+		})
+	}
+	for _, pre := range b.podCIDRs() {
+		src := netset.First(a.addrs, netset.OfPrefix(pre))
+		ip(t, a.ns, fmt.Sprintf("route add %s dev %s src %s mtu 1450", pre, overlayDev, src))
+	}
+	talk(t, p, q)
+	talk(t, a, q)
+	stop()
+	<-ended
+}
+
 // TestCalm: a pod starts with filters, and moves to a link under traffic without a loss. An agent that died in the middle of
 // it leaves both, and its successor takes the filter off.
 func TestCalm(t *testing.T) {

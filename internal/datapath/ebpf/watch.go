@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -26,24 +27,35 @@ const (
 	calmPause = 50 * time.Millisecond
 )
 
-// Watch reports rows whose programs somebody took off their device: at once where a pin was removed or a filter deleted, else
-// within half a minute. It blocks until ctx ends. Devices that vanish are seen by datapath/linux, too.
+// spot is where something was taken away: a device by its index or its name. The zero spot is anywhere.
+type spot struct {
+	index int
+	dev   string
+}
+
+func (s spot) is(h hooked) bool {
+	return s == spot{} || s.index != 0 && s.index == h.index || s.dev != "" && s.dev == h.dev
+}
+
+// Watch reports rows whose programs somebody took off their device, or whose device was deleted: at once where a
+// pin, a filter or a device was removed, else within half a minute. It blocks until ctx ends. It also replaces pods'
+// filters by links, when no row has been applied for a while.
 func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) error {
-	events := make(chan struct{}, 1)
-	wake := func() {
+	events := make(chan spot, 64)
+	tell := func(s spot) {
 		select {
-		case events <- struct{}{}:
-		default: // a check is due already
+		case events <- s:
+		case <-ctx.Done():
 		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	filters, err := linux.WatchClsact(ctx, wake)
+	filters, err := linux.WatchClsact(ctx, func(index int) { tell(spot{index: index}) })
 	if err != nil {
 		return err
 	}
 	pins := make(chan error, 1)
-	go func() { pins <- watchPins(ctx, filepath.Join(d.dir, linksDir), wake) }()
+	go func() { pins <- watchPins(ctx, filepath.Join(d.dir, linksDir), tell) }()
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	told := map[plan.Key]string{}
@@ -57,9 +69,12 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 			return err
 		case err := <-filters:
 			return err
-		case <-events:
+		case s := <-events:
+			if !d.concerns(s) {
+				continue // a deleted pod's, most of the time
+			}
 			time.Sleep(settle)
-			d.checkHooks(told, changed)
+			d.checkHooks(s, told, changed)
 		case <-d.wake:
 			calm.Reset(calmAfter)
 		case <-calm.C:
@@ -69,19 +84,33 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 				calm.Reset(calmPause)
 			}
 		case <-tick.C:
-			d.checkHooks(told, changed)
+			d.checkHooks(spot{}, told, changed)
 		}
 	}
 }
 
-// checkHooks reports each missing program once, until it is there again.
-func (d *Driver) checkHooks(told map[plan.Key]string, changed func(plan.Key, string)) {
+// concerns says whether programs of ours should be there.
+func (d *Driver) concerns(s spot) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.hooked {
+		if s.is(h) {
+			return true
+		}
+	}
+	return false
+}
+
+// checkHooks reports each missing program at a spot once, until it is there again.
+func (d *Driver) checkHooks(at spot, told map[plan.Key]string, changed func(plan.Key, string)) {
 	d.apply.Lock()
 	defer d.apply.Unlock()
+	devices := map[plan.Key]hooked{}
 	d.mu.Lock()
-	devices := make(map[plan.Key]hooked, len(d.hooked))
 	for k, h := range d.hooked {
-		devices[k] = h
+		if at.is(h) {
+			devices[k] = h
+		}
 	}
 	d.mu.Unlock()
 	for k, h := range devices {
@@ -89,7 +118,9 @@ func (d *Driver) checkHooks(told map[plan.Key]string, changed func(plan.Key, str
 		if what != "" && told[k] != what {
 			changed(k, what)
 		}
-		told[k] = what
+		if told[k] = what; what == "" {
+			delete(told, k)
+		}
 	}
 }
 
@@ -102,6 +133,9 @@ func (d *Driver) idle() time.Duration {
 
 // missing says which of our programs is not on a device, "" for none.
 func (a *attacher) missing(h hooked) string {
+	if index, err := interfaceIndex(h.dev); err != nil || index != h.index {
+		return fmt.Sprintf("device %s was deleted", h.dev)
+	}
 	for i, dir := range directions() {
 		if h.filter[i] {
 			if ok, err := linux.HasClsact(h.index, dir.ingress); err == nil && !ok {
@@ -128,27 +162,32 @@ func (a *attacher) missing(h hooked) string {
 	return ""
 }
 
-// watchPins calls wake when a file in the directory is removed, until ctx ends.
-func watchPins(ctx context.Context, dir string, wake func()) error {
+// watchPins tells the devices whose pins are removed from the directory, until ctx ends.
+func watchPins(ctx context.Context, dir string, tell func(spot)) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("watch pinned links: %w", err)
 	}
 	events := os.NewFile(uintptr(fd), "inotify")
-	defer events.Close()
+	defer func() { _ = events.Close() }()
 	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_DELETE|unix.IN_MOVED_FROM); err != nil {
 		return fmt.Errorf("watch pinned links in %s: %w", dir, err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = events.SetDeadline(time.Now()) })
 	defer stop()
 	for buf := make([]byte, 4096); ; {
-		_, err := events.Read(buf)
+		n, err := events.Read(buf)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
 			return fmt.Errorf("watch pinned links in %s: %w", dir, err)
 		}
-		wake()
+		for rest := buf[:n]; len(rest) >= unix.SizeofInotifyEvent; { // the length of the name is the last field
+			end := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(rest[unix.SizeofInotifyEvent-4:]))
+			name := unix.ByteSliceToString(rest[unix.SizeofInotifyEvent:end])
+			tell(spot{dev: deviceOf(name)}) // "" when events were lost: anywhere
+			rest = rest[end:]
+		}
 	}
 }

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -93,10 +94,11 @@ func HasClsact(ifindex int, ingress bool) (bool, error) {
 	return len(ours) > 0, err
 }
 
-// WatchClsact calls changed when a qdisc or filter of this network namespace is removed, until ctx ends. It returns
-// when it listens; what ends it early comes through the channel.
-func WatchClsact(ctx context.Context, changed func()) (<-chan error, error) {
-	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC)
+// WatchClsact calls changed with the index of a device of this network namespace from which a qdisc or filter was
+// removed, or which was removed itself, until ctx ends; 0 stands for any, when messages got lost. It returns when
+// it listens; what ends it early comes through the channel.
+func WatchClsact(ctx context.Context, changed func(ifindex int)) (<-chan error, error) {
+	sock, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_TC, unix.RTNLGRP_LINK)
 	if err != nil {
 		return nil, fmt.Errorf("listen for changes of filters: %w", err)
 	}
@@ -109,16 +111,18 @@ func WatchClsact(ctx context.Context, changed func()) (<-chan error, error) {
 			switch {
 			case ctx.Err() != nil:
 				return
-			case errors.Is(err, unix.ENOBUFS): // some were lost, so look
-				changed()
+			case errors.Is(err, unix.ENOBUFS):
+				changed(0)
 				continue
 			case err != nil:
 				failed <- fmt.Errorf("listen for changes of filters: %w", err)
 				return
 			}
 			for _, m := range msgs {
-				if m.Header.Type == unix.RTM_DELTFILTER || m.Header.Type == unix.RTM_DELQDISC {
-					changed()
+				switch m.Header.Type {
+				case unix.RTM_DELTFILTER, unix.RTM_DELQDISC, unix.RTM_DELLINK:
+					// struct tcmsg and struct ifinfomsg both have the index behind four bytes.
+					changed(int(int32(binary.NativeEndian.Uint32(m.Data[4:]))))
 				}
 			}
 		}
