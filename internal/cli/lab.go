@@ -336,7 +336,7 @@ starts it again, as does restart. stop of a node is a power cut; start brings it
   weft lab node outside -- ip route
   weft lab node node1 agent kill
   weft lab node node2 reboot`,
-		Args: cobra.MinimumNArgs(2),
+		Args: needCommand("NODE [PROCESS] VERB, or NODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			l, err := openLab(cmd)
 			if err != nil {

@@ -38,6 +38,10 @@ func hierarchies() ([]hierarchy, error) {
 			continue
 		}
 		h := hierarchy{mount: l[4], unified: r[0] == "cgroup2"}
+		var fs unix.Statfs_t // a mount may be hidden under another
+		if unix.Statfs(h.mount, &fs) != nil || fs.Type != unix.CGROUP_SUPER_MAGIC && fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
 		if !h.unified {
 			var opts []string
 			for _, o := range strings.Split(r[2], ",") {

@@ -209,7 +209,7 @@ func (h *Host) Root() string { return fmt.Sprintf("/proc/%d/root", h.pid) }
 // LogFile is the path of a process's log; "init" is that of pid 1.
 func (h *Host) LogFile(process string) string { return filepath.Join(h.dir, logDir, process+".log") }
 
-// Path is where a file of a Private or Overlay directory is seen from outside, whether the host runs or not.
+// Path is where a file of a Private directory is seen from outside, whether the host runs or not.
 func Path(dir, file string) string { return filepath.Join(dir, fsDir, file) }
 
 // Start starts a command inside the host: all its namespaces, its cgroups, its PATH

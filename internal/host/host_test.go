@@ -23,7 +23,25 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, host.Init(os.Args[2]))
 		os.Exit(1)
 	}
+	if len(os.Args) == 3 && os.Args[1] == "host-nested" {
+		os.Exit(nested(os.Args[2]))
+	}
 	os.Exit(m.Run())
+}
+
+// nested starts a host with an overlay from inside another one, and writes to it.
+func nested(dir string) int {
+	ctx := context.Background()
+	h, err := host.Start(ctx, dir, host.Spec{Name: "inner", Overlay: []string{"/etc"}}, "/proc/self/exe", "host-init")
+	if err == nil {
+		_, err = h.Output(ctx, "sh", "-c", "ls /etc/hostname && touch /etc/written")
+		err = errors.Join(err, host.Destroy(ctx, dir))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 func start(t *testing.T, spec host.Spec) *host.Host {
@@ -162,6 +180,19 @@ func TestReadOnlyMachine(t *testing.T) {
 		t.Error(err)
 	}
 	await(t, h, func(m map[string]host.Status) bool { return m["p"].State == host.Running })
+}
+
+// In a container the machine's files are themselves an overlay.
+func TestDirectoryOnOverlay(t *testing.T) {
+	h := start(t, host.Spec{Name: "outer", Overlay: []string{"/usr", "/etc"}})
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out(t, h, exe, "host-nested", "/usr/nested")
+	if got := out(t, h, "sh", "-c", "ls -d /etc/written /usr/nested 2>/dev/null || true"); got != "" {
+		t.Errorf("left in the outer host: %s", got)
+	}
 }
 
 // await returns when a status of the host's processes satisfies ok.

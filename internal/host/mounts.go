@@ -163,19 +163,29 @@ func (t *tree) directories() error {
 	return nil
 }
 
+// overlay mounts one Overlay directory. Where the host's directory cannot hold the
+// upper layer, as on the overlay root of a container, a tmpfs does: what is written
+// then does not survive a restart.
 func (t *tree) overlay(d string) error {
-	upper := filepath.Join(t.dir, fsDir, d)
-	work := filepath.Join(t.dir, "work", d)
+	err := t.overlayIn(t.dir, d)
+	if !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	volatile := filepath.Join(t.dir, "volatile", d)
+	if err := mount("tmpfs", volatile, "tmpfs", 0, "mode=755"); err != nil {
+		return err
+	}
+	return t.overlayIn(volatile, d)
+}
+
+func (t *tree) overlayIn(dir, d string) error {
+	upper, work := filepath.Join(dir, fsDir, d), filepath.Join(dir, "work", d)
 	for _, p := range []string{upper, work} {
 		if err := os.MkdirAll(p, 0o755); err != nil {
 			return err
 		}
 	}
-	err := mount("overlay", d, "overlay", 0, "lowerdir="+d+",upperdir="+upper+",workdir="+work)
-	if !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	return fmt.Errorf("%w (the host's directory must not be on an overlay file system)", err)
+	return mount("overlay", d, "overlay", 0, "lowerdir="+d+",upperdir="+upper+",workdir="+work)
 }
 
 func (t *tree) binds(sources []*os.File) error {

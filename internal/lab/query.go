@@ -233,7 +233,7 @@ func (l *Lab) NodeStatuses(ctx context.Context) ([]NodeStatus, error) {
 			return err
 		}
 		st.Up = true
-		conf, err := hasConf(host.Path(h.Dir(), kubelet.ConfDir))
+		conf, err := hasConf(filepath.Join(h.Root(), kubelet.ConfDir))
 		st.Ready = conf && !slices.ContainsFunc(st.Processes, func(p host.Status) bool { return p.State != host.Running })
 		return err
 	})

@@ -294,8 +294,7 @@ func (l *Lab) awaitAgent(ctx context.Context, h *host.Host, n node) error {
 	if err != nil {
 		return err
 	}
-	// What is written to the overlay on /etc is seen from outside in its upper directory.
-	conf, run := host.Path(h.Dir(), config.CNI.ConfDir), filepath.Join(h.Root(), config.Paths.Run)
+	conf, run := filepath.Join(h.Root(), config.CNI.ConfDir), filepath.Join(h.Root(), config.Paths.Run)
 	for {
 		if found, err := hasConf(conf); err != nil {
 			return err

@@ -22,9 +22,14 @@ func TestScripts(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
+	documented := filepath.Join(dir, "documented.txtar")
+	if err := os.WriteFile(documented, []byte(fromDocs(t)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	scripts = append(scripts, documented)
 	labs := filepath.Join(dir, "labs")
 	for _, s := range scripts {
-		t.Run(strings.TrimSuffix(s, ".txtar"), func(t *testing.T) {
+		t.Run(strings.TrimSuffix(filepath.Base(s), ".txtar"), func(t *testing.T) {
 			cmd := exec.Command(filepath.Join(dir, "weft"), "lab", "test", s)
 			cmd.Env = append(os.Environ(), "WEFT_LAB_DIR="+labs)
 			out, err := cmd.CombinedOutput()
@@ -38,4 +43,25 @@ func TestScripts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fromDocs is the script that the user guide shows: its indented block that begins with "up".
+func fromDocs(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("../../docs/lab.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(b), "\n    up ")
+	if !ok {
+		t.Fatal("docs/lab.md shows no script")
+	}
+	var out strings.Builder
+	for i, line := range strings.Split("    up "+rest, "\n") {
+		if i > 0 && line != "" && !strings.HasPrefix(line, "    ") {
+			break
+		}
+		out.WriteString(strings.TrimPrefix(line, "    ") + "\n")
+	}
+	return out.String()
 }
