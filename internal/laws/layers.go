@@ -24,7 +24,7 @@ func layers() map[string]layer {
 
 		"model": 1, "plan": 1, "api": 1,
 
-		"convert/*": 2, "compile/*": 2, "ipam": 2, "datapath/*": 2,
+		"convert/*": 2, "compile/*": 2, "ipam": 2, "datapath/*": 2, "datapath/linux/rtnl": 2,
 
 		"store": 3,
 
@@ -43,14 +43,15 @@ func layers() map[string]layer {
 // siblings are the imports within one layer that the design wants.
 func siblings() map[string][]string {
 	return map[string][]string{
-		"plan":          {"model"},
-		"datapath/ebpf": {"datapath/linux"},
-		"datapath/nft":  {"datapath/linux"},
-		"datapath/ovs":  {"datapath/linux"},
-		"convert/k8s":   {"convert/wire"},
-		"lab/kubelet":   {"lab/objects", "lab/probe"},
-		"lab/script":    {"lab", "lab/objects"},
-		"cli":           {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
+		"plan":           {"model"},
+		"datapath/linux": {"datapath/linux/rtnl"},
+		"datapath/ebpf":  {"datapath/linux"},
+		"datapath/nft":   {"datapath/linux"},
+		"datapath/ovs":   {"datapath/linux"},
+		"convert/k8s":    {"convert/wire"},
+		"lab/kubelet":    {"lab/objects", "lab/probe"},
+		"lab/script":     {"lab", "lab/objects"},
+		"cli":            {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux/rtnl"
 	"weft/internal/netset"
 	"weft/internal/plan"
 )
@@ -42,7 +43,7 @@ func ForgetFlows(ports []plan.HostPort) error {
 		if len(m.pods) == 0 {
 			continue
 		}
-		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(afOf(f)), m); err != nil {
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(rtnl.AF(f)), m); err != nil {
 			errs = append(errs, fmt.Errorf("forget %s flows: %w", f, err))
 		}
 	}

@@ -11,13 +11,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux/rtnl"
 	"weft/internal/model"
 	"weft/internal/netset"
 )
 
 // devices is what the host has in interfaces that are not ours.
 type devices struct {
-	links map[int]*link
+	links map[int]*rtnl.Link
 	addrs map[int]map[netip.Prefix]bool
 }
 
@@ -28,7 +29,7 @@ func (d *Driver) WatchDevices(ctx context.Context, changed func([]model.Device))
 	if err != nil {
 		return err
 	}
-	defer m.close()
+	defer m.Close()
 	var all *devices
 	var told []model.Device
 	for lost := true; ; {
@@ -41,33 +42,33 @@ func (d *Driver) WatchDevices(ctx context.Context, changed func([]model.Device))
 			told = now
 			changed(slices.Clone(now))
 		}
-		var events []event
-		if events, lost, err = m.next(ctx); err != nil {
+		var events []rtnl.Event
+		if events, lost, err = m.Next(ctx); err != nil {
 			return err
 		}
 		for _, e := range events {
-			all.event(e.typ, e.body)
+			all.event(e.Type, e.Body)
 		}
 	}
 }
 
 // devices reads all interfaces and addresses.
 func (d *Driver) devices() (*devices, error) {
-	var nl *conn
+	var nl *rtnl.Conn
 	err := d.here(func() (err error) {
-		nl, err = dial(make([]byte, receiveBuffer))
+		nl, err = rtnl.Dial(make([]byte, rtnl.BufferSize))
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	defer nl.close()
-	all := &devices{links: map[int]*link{}, addrs: map[int]map[netip.Prefix]bool{}}
-	for _, r := range []*request{
-		newRequest(unix.RTM_GETLINK, 0, ifinfo(0, 0, 0)).u32(unix.IFLA_EXT_MASK, skipStats),
-		newRequest(unix.RTM_GETADDR, 0, make([]byte, unix.SizeofIfAddrmsg)),
+	defer nl.Close()
+	all := &devices{links: map[int]*rtnl.Link{}, addrs: map[int]map[netip.Prefix]bool{}}
+	for _, r := range []*rtnl.Request{
+		rtnl.NewRequest(unix.RTM_GETLINK, 0, rtnl.IfInfo(0, 0, 0)).U32(unix.IFLA_EXT_MASK, rtnl.SkipStats),
+		rtnl.NewRequest(unix.RTM_GETADDR, 0, make([]byte, unix.SizeofIfAddrmsg)),
 	} {
-		if err := nl.dump(r, all.event); err != nil {
+		if err := nl.Dump(r, all.event); err != nil {
 			return nil, fmt.Errorf("list the interfaces: %w", err)
 		}
 	}
@@ -78,29 +79,29 @@ func (d *Driver) devices() (*devices, error) {
 func (s *devices) event(typ uint16, body []byte) {
 	switch typ {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		l := parseLink(body)
+		l := rtnl.ParseLink(body)
 		if l == nil || body[0] != unix.AF_UNSPEC { // a bridge's view of its port
 			return
 		}
 		// The group is set when a link of ours is made, the alias a moment later.
-		if typ == unix.RTM_DELLINK || l.ours() || l.group == Group {
-			delete(s.links, l.index)
-			delete(s.addrs, l.index)
+		if typ == unix.RTM_DELLINK || ours(l) || l.Group == Group {
+			delete(s.links, l.Index)
+			delete(s.addrs, l.Index)
 			return
 		}
-		l.data = nil
-		s.links[l.index] = l
+		l.Data = nil
+		s.links[l.Index] = l
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		a := parseAddr(body)
+		a := rtnl.ParseAddr(body)
 		// An address that is being checked for duplicates cannot be used yet; the kernel tells when it can.
-		if typ == unix.RTM_DELADDR || a.unusable {
-			delete(s.addrs[a.index], a.prefix)
+		if typ == unix.RTM_DELADDR || a.Unusable {
+			delete(s.addrs[a.Index], a.Prefix)
 			return
 		}
-		if s.addrs[a.index] == nil {
-			s.addrs[a.index] = map[netip.Prefix]bool{}
+		if s.addrs[a.Index] == nil {
+			s.addrs[a.Index] = map[netip.Prefix]bool{}
 		}
-		s.addrs[a.index][a.prefix] = true
+		s.addrs[a.Index][a.Prefix] = true
 	}
 }
 
@@ -108,8 +109,8 @@ func (s *devices) event(typ uint16, body []byte) {
 func (s *devices) list() []model.Device {
 	out := []model.Device{}
 	for _, l := range s.links {
-		addrs := slices.SortedFunc(maps.Keys(s.addrs[l.index]), netset.ComparePrefix)
-		out = append(out, model.Device{Name: l.name, Index: l.index, Kind: l.kind, MTU: l.mtu, MAC: l.mac, Up: l.up, Addrs: addrs})
+		addrs := slices.SortedFunc(maps.Keys(s.addrs[l.Index]), netset.ComparePrefix)
+		out = append(out, model.Device{Name: l.Name, Index: l.Index, Kind: l.Kind, MTU: l.MTU, MAC: l.MAC, Up: l.Up, Addrs: addrs})
 	}
 	slices.SortFunc(out, func(a, b model.Device) int { return strings.Compare(a.Name, b.Name) })
 	return out

@@ -17,14 +17,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux/rtnl"
 	"weft/internal/plan"
 )
 
 // Marks of what is ours.
 const (
 	// Protocol is the number that our routes, rules, addresses and neighbours bear (rtnetlink(7), rtm_protocol).
-	Protocol = 0x77
-	// Group is the group of our links (`ip link show group 119`), by which nftables rules know them.
+	Protocol = rtnl.Protocol
+	// Group is the group of our links (`ip link show group 119`).
 	Group = 0x77
 	// AliasPrefix starts the alias of our links.
 	AliasPrefix = "weft:"
@@ -41,7 +42,7 @@ type Driver struct {
 	native bool // every thread of the process is in it, so that no thread has to enter it
 
 	mu   sync.Mutex            // held by Apply, Sweep and the checks of Watch; guards what follows
-	nl   *conn                 // in home
+	nl   *rtnl.Conn            // in home
 	have map[plan.Key]plan.Row // rows that the kernel agreed with when they were last looked at
 	// failed are the wanted rows that it refused, told those of have that Watch found changed.
 	failed map[plan.Key]plan.Row
@@ -50,13 +51,13 @@ type Driver struct {
 
 // New returns a driver for the calling thread's network namespace.
 func New(log *slog.Logger) (*Driver, error) {
-	home, err := openNetns("/proc/thread-self/ns/net")
+	home, err := rtnl.OpenNetns("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, err
 	}
 	d := &Driver{log: log, home: home, have: map[plan.Key]plan.Row{}, failed: map[plan.Key]plan.Row{}, told: map[plan.Key]bool{}}
-	d.native = everywhere(home)
-	if d.nl, err = dial(make([]byte, receiveBuffer)); err != nil {
+	d.native = rtnl.Everywhere(home)
+	if d.nl, err = rtnl.Dial(make([]byte, rtnl.BufferSize)); err != nil {
 		_ = unix.Close(home)
 		return nil, err
 	}
@@ -67,7 +68,7 @@ func New(log *slog.Logger) (*Driver, error) {
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.nl.close()
+	d.nl.Close()
 	return unix.Close(d.home)
 }
 
@@ -81,7 +82,7 @@ func Kinds() []plan.Kind {
 // apply is one call of Apply.
 type apply struct {
 	d     *Driver
-	nl    *conn
+	nl    *rtnl.Conn
 	want  plan.View
 	res   plan.Results
 	index map[string]int // indexes of links by name, as far as they were needed
@@ -165,7 +166,7 @@ func each[T plan.Row](a *apply, rows []plan.Row, f func(T) error) {
 
 // gone is an error that means that what is to be deleted is not there (any more).
 func gone(err error) bool {
-	return isErrno(err, unix.ENODEV, unix.ENOENT, unix.ESRCH, unix.EADDRNOTAVAIL)
+	return rtnl.IsErrno(err, unix.ENODEV, unix.ENOENT, unix.ESRCH, unix.EADDRNOTAVAIL)
 }
 
 // Sweep deletes what bears our marks and is not wanted: links, routes, rules, and permanent neighbours of our links.
@@ -181,5 +182,14 @@ func (d *Driver) here(f func() error) error {
 	if d.native {
 		return f()
 	}
-	return inNetns(d.home, f)
+	return rtnl.InNetns(d.home, f)
+}
+
+// monitor listens in the driver's namespace.
+func (d *Driver) monitor(groups ...int) (m *rtnl.Monitor, err error) {
+	err = d.here(func() error {
+		m, err = rtnl.Listen(groups...)
+		return err
+	})
+	return m, err
 }

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux/rtnl"
 	"weft/internal/netset"
 )
 
@@ -15,22 +16,22 @@ import (
 func (d *Driver) PodAddrs() (map[netip.Addr]string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	links, err := d.nl.links()
+	links, err := d.nl.Links()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	pods := map[int]string{}
 	for _, l := range links {
 		// Endpoint IDs have a slash, the aliases of our other links have none.
-		if l.ours() && strings.Contains(l.alias, "/") {
-			pods[l.index] = l.name
+		if ours(l) && strings.Contains(l.Alias, "/") {
+			pods[l.Index] = l.Name
 		}
 	}
 	out := map[netip.Addr]string{}
 	for _, f := range netset.Families() {
-		err := d.nl.dump(newRequest(unix.RTM_GETROUTE, 0, rtmsg(afOf(f), 0, 0)), func(_ uint16, b []byte) {
-			if r := parseRoute(b); r.table == unix.RT_TABLE_MAIN && r.dst.IsSingleIP() && pods[r.dev] != "" {
-				out[r.dst.Addr()] = pods[r.dev]
+		err := d.nl.Dump(rtnl.NewRequest(unix.RTM_GETROUTE, 0, rtnl.RtMsg(rtnl.AF(f), 0, 0)), func(_ uint16, b []byte) {
+			if r := rtnl.ParseRoute(b); r.Table == unix.RT_TABLE_MAIN && r.Dst.IsSingleIP() && pods[r.Dev] != "" {
+				out[r.Dst.Addr()] = pods[r.Dev]
 			}
 		})
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux/rtnl"
 	"weft/internal/model"
 	"weft/internal/netset"
 	"weft/internal/plan"
@@ -38,17 +39,17 @@ func (a *apply) setPodLink(l *plan.PodLink) error {
 	if !errors.Is(err, errNameTaken) {
 		return err
 	}
-	host, err := a.nl.link(l.HostIf)
+	host, err := a.nl.LinkByName(l.HostIf)
 	switch {
 	case err != nil:
 		return fmt.Errorf("find link %s: %w", l.HostIf, err)
 	case host == nil:
 		return fmt.Errorf("make link %s: interface %s exists already in %s: %w", l.HostIf, l.IfName, l.Netns, unix.EEXIST)
-	case !host.ours() || host.kind != "veth":
-		return fmt.Errorf("make link %s: a foreign interface has that name (kind %q, alias %q)", l.HostIf, host.kind, host.alias)
+	case !ours(host) || host.Kind != "veth":
+		return fmt.Errorf("make link %s: a foreign interface has that name (kind %q, alias %q)", l.HostIf, host.Kind, host.Alias)
 	}
-	a.index[l.HostIf] = host.index
-	if host.alias == podAlias(l) {
+	a.index[l.HostIf] = host.Index
+	if host.Alias == podAlias(l) {
 		if err := a.repairPodLink(l, host); !errors.Is(err, errWrongPeer) {
 			return err
 		}
@@ -64,24 +65,24 @@ func (a *apply) setPodLink(l *plan.PodLink) error {
 
 // createPodLink makes the pair; it leaves nothing behind if it fails. A name that exists is errNameTaken.
 func (a *apply) createPodLink(l *plan.PodLink) error {
-	ns, err := openNetns(l.Netns)
+	ns, err := rtnl.OpenNetns(l.Netns)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(ns)
 	// Nothing but a question may follow in the same batch: the kernel would go on after a failure and change the
 	// link that has the name.
-	rep := a.nl.do(vethRequest(l, ns), getLinkRequest(0, l.HostIf))
-	switch err := rep[0].err; {
-	case isErrno(err, unix.EEXIST):
+	rep := a.nl.Do(vethRequest(l, ns), rtnl.GetLink(0, l.HostIf))
+	switch err := rep[0].Err; {
+	case rtnl.IsErrno(err, unix.EEXIST):
 		return errNameTaken
 	case err != nil:
 		return fmt.Errorf("make link %s with %s in %s: %w", l.HostIf, l.IfName, l.Netns, err)
-	case rep[1].err != nil:
-		return fmt.Errorf("find the new link %s: %w", l.HostIf, rep[1].err)
+	case rep[1].Err != nil:
+		return fmt.Errorf("find the new link %s: %w", l.HostIf, rep[1].Err)
 	}
-	host := parseLink(rep[1].msgs[0])
-	a.index[l.HostIf] = host.index
+	host := rtnl.ParseLink(rep[1].Msgs[0])
+	a.index[l.HostIf] = host.Index
 	if err := a.finishPodLink(l, host, ns); err != nil {
 		return errors.Join(err, a.drop(host))
 	}
@@ -89,14 +90,14 @@ func (a *apply) createPodLink(l *plan.PodLink) error {
 }
 
 // finishPodLink configures both ends of a new pair.
-func (a *apply) finishPodLink(l *plan.PodLink, host *link, ns int) error {
-	rep := a.nl.do(
-		setLink(host.index, 0).text(unix.IFLA_IFALIAS, podAlias(l)),
-		noAddrGen(host.index),
-		hostConf(host.index, a.localnet(l)),
-		setLink(host.index, unix.IFF_UP),
+func (a *apply) finishPodLink(l *plan.PodLink, host *rtnl.Link, ns int) error {
+	rep := a.nl.Do(
+		rtnl.SetLink(host.Index, 0).Text(unix.IFLA_IFALIAS, podAlias(l)),
+		noAddrGen(host.Index),
+		hostConf(host.Index, a.localnet(l)),
+		rtnl.SetLink(host.Index, unix.IFF_UP),
 	)
-	if err := errors.Join(rep[0].err, rep[2].err, rep[3].err); err != nil { // rep[1] fails where IPv6 is off
+	if err := errors.Join(rep[0].Err, rep[2].Err, rep[3].Err); err != nil { // rep[1] fails where IPv6 is off
 		return fmt.Errorf("set up link %s: %w", l.HostIf, err)
 	}
 	if err := a.d.here(func() error { return refuseAdvertisements(l.HostIf) }); err != nil {
@@ -109,8 +110,8 @@ func (a *apply) finishPodLink(l *plan.PodLink, host *link, ns int) error {
 	if err != nil {
 		return err
 	}
-	defer in.nl.close()
-	if err := in.fill(&link{index: host.peer, name: l.IfName, mtu: l.MTU, mac: l.MAC}); err != nil {
+	defer in.nl.Close()
+	if err := in.fill(&rtnl.Link{Index: host.Peer, Name: l.IfName, MTU: l.MTU, MAC: l.MAC}); err != nil {
 		return err
 	}
 	return a.awaitLink(host)
@@ -119,14 +120,14 @@ func (a *apply) finishPodLink(l *plan.PodLink, host *link, ns int) error {
 // awaitLink waits until the host side sends. It came up before its peer, so the kernel finishes it in a worker, and what
 // is sent until then is lost: the answers to the pod's first packets. From Linux 6.8 on the question itself finishes it;
 // elsewhere the worker is awaited, but not for ever: losing a packet is better than losing the pod.
-func (a *apply) awaitLink(host *link) error {
+func (a *apply) awaitLink(host *rtnl.Link) error {
 	const tries, pause = 400, 500 * time.Microsecond
 	for range tries {
-		l, err := a.nl.linkByIndex(host.index)
+		l, err := a.nl.LinkByIndex(host.Index)
 		if err != nil || l == nil {
-			return errors.Join(fmt.Errorf("link %s went away", host.name), err)
+			return errors.Join(fmt.Errorf("link %s went away", host.Name), err)
 		}
-		if l.running {
+		if l.Running {
 			return nil
 		}
 		time.Sleep(pause)
@@ -137,29 +138,29 @@ func (a *apply) awaitLink(host *link) error {
 // refuseAdvertisements keeps an interface from taking routes from whoever is at its other end.
 func refuseAdvertisements(dev string) error {
 	p := "net/ipv6/conf/" + dev + "/accept_ra"
-	if err := writeSysctl(p, "0"); err != nil && !isErrno(err, unix.ENOENT) {
+	if err := writeSysctl(p, "0"); err != nil && !rtnl.IsErrno(err, unix.ENOENT) {
 		return fmt.Errorf("set sysctl %s: %w", p, err)
 	}
 	return nil
 }
 
 // vethRequest is the one message that makes the pair with the peer in its place.
-func vethRequest(l *plan.PodLink, ns int) *request {
-	r := newRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0, 0))
+func vethRequest(l *plan.PodLink, ns int) *rtnl.Request {
+	r := rtnl.NewRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, rtnl.IfInfo(0, 0, 0))
 	// One queue: the default is one for each possible CPU, allocated and never used.
 	end := func(name string, mac model.MAC) {
-		r.text(unix.IFLA_IFNAME, name).bytes(unix.IFLA_ADDRESS, mac[:]...).u32(unix.IFLA_MTU, l.MTU)
-		r.u32(unix.IFLA_NUM_TX_QUEUES, 1).u32(unix.IFLA_NUM_RX_QUEUES, 1)
+		r.Text(unix.IFLA_IFNAME, name).Bytes(unix.IFLA_ADDRESS, mac[:]...).U32(unix.IFLA_MTU, l.MTU)
+		r.U32(unix.IFLA_NUM_TX_QUEUES, 1).U32(unix.IFLA_NUM_RX_QUEUES, 1)
 	}
 	end(l.HostIf, model.GatewayMAC)
-	r.u32(unix.IFLA_GROUP, Group)
-	return r.nest(unix.IFLA_LINKINFO, func() {
-		r.text(unix.IFLA_INFO_KIND, "veth")
-		r.nest(unix.IFLA_INFO_DATA, func() {
-			r.nest(vethPeer, func() {
-				r.raw(ifinfo(0, 0, 0))
+	r.U32(unix.IFLA_GROUP, Group)
+	return r.Nest(unix.IFLA_LINKINFO, func() {
+		r.Text(unix.IFLA_INFO_KIND, "veth")
+		r.Nest(unix.IFLA_INFO_DATA, func() {
+			r.Nest(vethPeer, func() {
+				r.Raw(rtnl.IfInfo(0, 0, 0))
 				end(l.IfName, l.MAC)
-				r.u32(unix.IFLA_NET_NS_FD, ns)
+				r.U32(unix.IFLA_NET_NS_FD, ns)
 			})
 		})
 	})
@@ -178,13 +179,13 @@ func (a *apply) localnet(l *plan.PodLink) bool {
 
 // hostConf sets what IPv4 needs of the host side. Forwarding is per device, and a "default" of 0 must not
 // cut pods off. Reverse path filtering follows "all": routes to pods are symmetric, so strict is safe as well.
-func hostConf(index int, localnet bool) *request {
-	r := setLink(index, 0)
-	return r.nest(unix.IFLA_AF_SPEC, func() {
-		r.nest(unix.AF_INET, func() {
-			r.nest(unix.IFLA_INET_CONF, func() {
+func hostConf(index int, localnet bool) *rtnl.Request {
+	r := rtnl.SetLink(index, 0)
+	return r.Nest(unix.IFLA_AF_SPEC, func() {
+		r.Nest(unix.AF_INET, func() {
+			r.Nest(unix.IFLA_INET_CONF, func() {
 				for _, c := range wantedConf(localnet) {
-					r.u32(c.id, c.value)
+					r.U32(c.id, c.value)
 				}
 			})
 		})
@@ -205,8 +206,8 @@ func wantedConf(localnet bool) []conf {
 }
 
 // repairPodLink puts right what is wrong of an existing link and leaves alone what is right.
-func (a *apply) repairPodLink(l *plan.PodLink, host *link) error {
-	ns, err := openNetns(l.Netns)
+func (a *apply) repairPodLink(l *plan.PodLink, host *rtnl.Link) error {
+	ns, err := rtnl.OpenNetns(l.Netns)
 	if err != nil {
 		return err
 	}
@@ -215,12 +216,12 @@ func (a *apply) repairPodLink(l *plan.PodLink, host *link) error {
 	if err != nil {
 		return err
 	}
-	defer in.nl.close()
-	peer, err := in.nl.linkByIndex(host.peer)
+	defer in.nl.Close()
+	peer, err := in.nl.LinkByIndex(host.Peer)
 	if err != nil {
 		return fmt.Errorf("find %s in %s: %w", l.IfName, l.Netns, err)
 	}
-	if peer == nil || peer.kind != "veth" || peer.peer != host.index || peer.name != l.IfName {
+	if peer == nil || peer.Kind != "veth" || peer.Peer != host.Index || peer.Name != l.IfName {
 		return errWrongPeer
 	}
 	if err := a.repairHost(l, host); err != nil {
@@ -229,27 +230,27 @@ func (a *apply) repairPodLink(l *plan.PodLink, host *link) error {
 	return in.repair(peer)
 }
 
-func (a *apply) repairHost(l *plan.PodLink, host *link) error {
-	var todo []*request
-	if localnet := a.localnet(l); !host.hasConf(wantedConf(localnet)) {
-		todo = append(todo, hostConf(host.index, localnet))
+func (a *apply) repairHost(l *plan.PodLink, host *rtnl.Link) error {
+	var todo []*rtnl.Request
+	if localnet := a.localnet(l); !hasConf(host, wantedConf(localnet)) {
+		todo = append(todo, hostConf(host.Index, localnet))
 	}
-	if host.mac != model.GatewayMAC {
-		todo = append(todo, setLink(host.index, 0).bytes(unix.IFLA_ADDRESS, model.GatewayMAC[:]...))
+	if host.MAC != model.GatewayMAC {
+		todo = append(todo, rtnl.SetLink(host.Index, 0).Bytes(unix.IFLA_ADDRESS, model.GatewayMAC[:]...))
 	}
-	if host.mtu != l.MTU {
-		todo = append(todo, setLink(host.index, 0).u32(unix.IFLA_MTU, l.MTU))
+	if host.MTU != l.MTU {
+		todo = append(todo, rtnl.SetLink(host.Index, 0).U32(unix.IFLA_MTU, l.MTU))
 	}
-	if host.group != Group {
-		todo = append(todo, setLink(host.index, 0).u32(unix.IFLA_GROUP, Group))
+	if host.Group != Group {
+		todo = append(todo, rtnl.SetLink(host.Index, 0).U32(unix.IFLA_GROUP, Group))
 	}
-	if host.master != 0 {
-		todo = append(todo, setLink(host.index, 0).u32(unix.IFLA_MASTER, 0))
+	if host.Master != 0 {
+		todo = append(todo, rtnl.SetLink(host.Index, 0).U32(unix.IFLA_MASTER, 0))
 	}
-	if !host.up {
-		todo = append(todo, noAddrGen(host.index), setLink(host.index, unix.IFF_UP))
+	if !host.Up {
+		todo = append(todo, noAddrGen(host.Index), rtnl.SetLink(host.Index, unix.IFF_UP))
 	}
-	if err := first(a.nl.do(todo...)); err != nil && !isErrno(err, unix.EAFNOSUPPORT) {
+	if err := first(a.nl.Do(todo...)); err != nil && !rtnl.IsErrno(err, unix.EAFNOSUPPORT) {
 		return fmt.Errorf("repair link %s: %w", l.HostIf, err)
 	}
 	if err := a.d.here(func() error { return refuseAdvertisements(l.HostIf) }); err != nil {
@@ -262,10 +263,10 @@ func (a *apply) repairHost(l *plan.PodLink, host *link) error {
 }
 
 // first returns the first error of the replies.
-func first(rep []reply) error {
+func first(rep []rtnl.Reply) error {
 	for _, r := range rep {
-		if r.err != nil {
-			return r.err
+		if r.Err != nil {
+			return r.Err
 		}
 	}
 	return nil
@@ -277,35 +278,35 @@ const doomed = 0x77656674
 // deletePodLinks deletes the host sides, and so the pairs. The kernel waits for a grace period, under the lock of all
 // links, for each deletion; deleting a group takes one for all.
 func (a *apply) deletePodLinks(rows []*plan.PodLink) {
-	var reqs []*request
+	var reqs []*rtnl.Request
 	for _, l := range rows {
-		reqs = append(reqs, getLinkRequest(0, l.HostIf))
+		reqs = append(reqs, rtnl.GetLink(0, l.HostIf))
 	}
-	var found []*link
-	var mark []*request
-	for i, rep := range a.nl.do(reqs...) {
+	var found []*rtnl.Link
+	var mark []*rtnl.Request
+	for i, rep := range a.nl.Do(reqs...) {
 		l := rows[i]
 		delete(a.index, l.HostIf)
 		switch a.res[l.Key()] = nil; {
-		case isErrno(rep.err, unix.ENODEV):
-		case rep.err != nil:
-			a.res[l.Key()] = fmt.Errorf("find link %s: %w", l.HostIf, rep.err)
+		case rtnl.IsErrno(rep.Err, unix.ENODEV):
+		case rep.Err != nil:
+			a.res[l.Key()] = fmt.Errorf("find link %s: %w", l.HostIf, rep.Err)
 		default:
-			if host := parseLink(rep.msgs[0]); host.alias == podAlias(l) {
+			if host := rtnl.ParseLink(rep.Msgs[0]); host.Alias == podAlias(l) {
 				found = append(found, host)
-				mark = append(mark, setLink(host.index, 0).u32(unix.IFLA_GROUP, doomed))
+				mark = append(mark, rtnl.SetLink(host.Index, 0).U32(unix.IFLA_GROUP, doomed))
 			}
 		}
 	}
 	if len(found) > 1 {
-		_ = a.nl.do(mark...)
+		_ = a.nl.Do(mark...)
 		// What is not in the group yet, or no more, is deleted by itself below.
-		_ = a.nl.one(newRequest(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0)).u32(unix.IFLA_GROUP, doomed))
+		_ = a.nl.One(rtnl.NewRequest(unix.RTM_DELLINK, 0, rtnl.IfInfo(0, 0, 0)).U32(unix.IFLA_GROUP, doomed))
 	}
 	for _, host := range found {
 		if err := a.drop(host); err != nil {
 			for _, l := range rows {
-				if l.HostIf == host.name {
+				if l.HostIf == host.Name {
 					a.res[l.Key()] = err
 				}
 			}

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux/rtnl"
 	"weft/internal/model"
 )
 
@@ -66,20 +67,20 @@ func tcmsg(index int, handle uint32) []byte {
 
 // shape limits what leaves an interface, or lets go of it where the rate is 0. A limit that is right stays untouched; another
 // one is changed in place, with what is queued. It lives and dies with the interface.
-func (a *apply) shape(nl *conn, dev *link, rate model.Rate, mtu int) error {
+func (a *apply) shape(nl *rtnl.Conn, dev *rtnl.Link, rate model.Rate, mtu int) error {
 	if rate.Bits == 0 {
-		if dev.qdisc != "tbf" {
+		if dev.Qdisc != "tbf" {
 			return nil
 		}
-		if err := nl.one(newRequest(unix.RTM_DELQDISC, 0, tcmsg(dev.index, 0))).err; err != nil && !gone(err) && !isErrno(err, unix.EINVAL) {
+		if err := nl.One(rtnl.NewRequest(unix.RTM_DELQDISC, 0, tcmsg(dev.Index, 0))).Err; err != nil && !gone(err) && !rtnl.IsErrno(err, unix.EINVAL) {
 			return fmt.Errorf("delete the limit: %w", err)
 		}
 		return nil
 	}
 	b := newBucket(rate, mtu)
 	handle := uint32(tcHandle)
-	if dev.qdisc == "tbf" {
-		old := nl.bucket(dev.index)
+	if dev.Qdisc == "tbf" {
+		old := bucketOf(nl, dev.Index)
 		if old.is(b) {
 			return nil
 		}
@@ -88,14 +89,14 @@ func (a *apply) shape(nl *conn, dev *link, rate model.Rate, mtu int) error {
 			handle = tcHandle + tcOther - old.handle
 		}
 	}
-	r := newRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, tcmsg(dev.index, handle)).text(tcaKind, "tbf")
-	r.nest(tcaOptions, func() {
-		r.bytes(tbfParms, b.parms()...).u32(tbfBurst, int(b.burst))
+	r := rtnl.NewRequest(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, tcmsg(dev.Index, handle)).Text(tcaKind, "tbf")
+	r.Nest(tcaOptions, func() {
+		r.Bytes(tbfParms, b.parms()...).U32(tbfBurst, int(b.burst))
 		if b.rate > math.MaxUint32 {
-			r.bytes(tbfRate, binary.NativeEndian.AppendUint64(nil, b.rate)...)
+			r.Bytes(tbfRate, binary.NativeEndian.AppendUint64(nil, b.rate)...)
 		}
 	})
-	return nl.one(r).err
+	return nl.One(r).Err
 }
 
 // installed is a token bucket as the kernel tells it.
@@ -114,27 +115,27 @@ func (i installed) is(b bucket) bool {
 	return i.rate == b.rate && i.limit == b.limit && i.ticks+2 >= want && i.ticks <= want+2
 }
 
-// bucket returns a device's root token bucket; the zero one if it cannot be read.
-func (c *conn) bucket(index int) installed {
-	r := newRequest(unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(index, 0)) // without it, only listeners are told
-	r.answer = true
-	rep := c.one(r)
-	if rep.err != nil || len(rep.msgs[0]) < 20 {
+// bucketOf returns a device's root token bucket; the zero one if it cannot be read.
+func bucketOf(nl *rtnl.Conn, index int) installed {
+	r := rtnl.NewRequest(unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(index, 0)) // without it, only listeners are told
+	r.Answer = true
+	rep := nl.One(r)
+	if rep.Err != nil || len(rep.Msgs[0]) < 20 {
 		return installed{handle: tcHandle}
 	}
-	out := installed{handle: binary.NativeEndian.Uint32(rep.msgs[0][8:])}
+	out := installed{handle: binary.NativeEndian.Uint32(rep.Msgs[0][8:])}
 	if out.handle != tcOther {
 		out.handle = tcHandle
 	}
 	var large uint64
-	for typ, v := range attrs(rep.msgs[0][20:]) {
+	for typ, v := range rtnl.Attrs(rep.Msgs[0][20:]) {
 		if typ != tcaOptions {
 			continue
 		}
-		for typ, v := range attrs(v) {
+		for typ, v := range rtnl.Attrs(v) {
 			switch {
 			case typ == tbfRate:
-				large = uint64(getUint(v))
+				large = uint64(rtnl.Uint(v))
 			case typ == tbfParms && len(v) >= 36:
 				out.rate = uint64(binary.NativeEndian.Uint32(v[8:]))
 				out.limit = binary.NativeEndian.Uint32(v[24:])

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux/rtnl"
 	"weft/internal/model"
 	"weft/internal/netset"
 	"weft/internal/plan"
@@ -31,11 +32,11 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 	if err != nil {
 		return err
 	}
-	defer m.close()
+	defer m.Close()
 	for lost := true; ; { // what happened before we listened is as good as lost
 		d.look(nil, lost, changed)
-		var events []event
-		if events, lost, err = m.next(ctx); err != nil {
+		var events []rtnl.Event
+		if events, lost, err = m.Next(ctx); err != nil {
 			return err
 		}
 		d.look(events, lost, changed)
@@ -44,7 +45,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 }
 
 // look finds the rows that events are about, or takes all, checks them and tells what is wrong.
-func (d *Driver) look(events []event, all bool, changed func(plan.Key, string)) {
+func (d *Driver) look(events []rtnl.Event, all bool, changed func(plan.Key, string)) {
 	var found []finding
 	d.mu.Lock()
 	if all {
@@ -72,29 +73,29 @@ type touched struct {
 }
 
 // touched reads events; nil if they are about nothing of interest.
-func (d *Driver) touched(events []event) *touched {
+func (d *Driver) touched(events []rtnl.Event) *touched {
 	t := &touched{
 		links: map[string]bool{}, lost: map[string]bool{}, up: map[string]bool{}, dsts: map[netip.Prefix]bool{}, neighs: map[netip.Addr]bool{}, addrs: map[netip.Addr]bool{},
 	}
 	for _, e := range events {
-		switch e.typ {
+		switch e.Type {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-			if l := parseLink(e.body); l != nil && e.body[0] == unix.AF_UNSPEC {
-				t.links[l.name] = true
-				t.up[l.name] = l.up && e.typ == unix.RTM_NEWLINK
-				t.lost[l.name] = t.lost[l.name] || !t.up[l.name]
+			if l := rtnl.ParseLink(e.Body); l != nil && e.Body[0] == unix.AF_UNSPEC {
+				t.links[l.Name] = true
+				t.up[l.Name] = l.Up && e.Type == unix.RTM_NEWLINK
+				t.lost[l.Name] = t.lost[l.Name] || !t.up[l.Name]
 			}
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			if r := parseRoute(e.body); r.table == unix.RT_TABLE_MAIN {
-				t.dsts[r.dst] = true
+			if r := rtnl.ParseRoute(e.Body); r.Table == unix.RT_TABLE_MAIN {
+				t.dsts[r.Dst] = true
 			}
 		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-			t.neighs[parseNeighbour(e.body).addr] = true
+			t.neighs[rtnl.ParseNeighbour(e.Body).Addr] = true
 		case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-			a := parseAddr(e.body)
-			t.addrs[a.prefix.Addr()] = true
-			if l, err := d.nl.linkByIndex(a.index); err == nil && l != nil {
-				t.lost[l.name] = true // its routes may have gone with the address
+			a := rtnl.ParseAddr(e.Body)
+			t.addrs[a.Prefix.Addr()] = true
+			if l, err := d.nl.LinkByIndex(a.Index); err == nil && l != nil {
+				t.lost[l.Name] = true // its routes may have gone with the address
 			}
 		case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 			t.rules = true
@@ -173,7 +174,7 @@ func (d *Driver) check(pick func(plan.Row) bool) []finding {
 		case *plan.Overlay:
 			what = d.checkOverlay(r)
 		case *plan.Rule:
-			if there, err := d.nl.hasRule(r); err == nil && !there {
+			if there, err := hasRule(d.nl, r); err == nil && !there {
 				what = fmt.Sprintf("rule %s was deleted", r)
 			}
 		case *plan.PodLink:
@@ -201,25 +202,25 @@ func (d *Driver) checkSysctl(s *plan.Sysctl) (what string) {
 }
 
 // checkLink compares what all of our links have in common.
-func (d *Driver) checkLink(name, alias string, mac model.MAC, mtu int) (*link, string) {
-	l, err := d.nl.link(name)
+func (d *Driver) checkLink(name, alias string, mac model.MAC, mtu int) (*rtnl.Link, string) {
+	l, err := d.nl.LinkByName(name)
 	switch {
 	case err != nil:
 		return nil, ""
 	case l == nil:
 		return nil, fmt.Sprintf("link %s was deleted", name)
-	case l.alias != alias:
-		return nil, fmt.Sprintf("link %s was replaced, or lost its alias (now %q)", name, l.alias)
-	case !l.up:
+	case l.Alias != alias:
+		return nil, fmt.Sprintf("link %s was replaced, or lost its alias (now %q)", name, l.Alias)
+	case !l.Up:
 		return l, fmt.Sprintf("link %s was set down", name)
-	case l.mac != mac:
-		return l, fmt.Sprintf("MAC of link %s was changed to %s", name, l.mac)
-	case l.mtu != mtu:
-		return l, fmt.Sprintf("MTU of link %s was changed to %d", name, l.mtu)
-	case l.group != Group:
-		return l, fmt.Sprintf("group of link %s was changed to %d", name, l.group)
-	case l.master != 0:
-		return l, fmt.Sprintf("link %s was put under another interface (index %d)", name, l.master)
+	case l.MAC != mac:
+		return l, fmt.Sprintf("MAC of link %s was changed to %s", name, l.MAC)
+	case l.MTU != mtu:
+		return l, fmt.Sprintf("MTU of link %s was changed to %d", name, l.MTU)
+	case l.Group != Group:
+		return l, fmt.Sprintf("group of link %s was changed to %d", name, l.Group)
+	case l.Master != 0:
+		return l, fmt.Sprintf("link %s was put under another interface (index %d)", name, l.Master)
 	}
 	return l, ""
 }
@@ -229,10 +230,10 @@ func (d *Driver) checkOverlay(o *plan.Overlay) string {
 	if what != "" || l == nil {
 		return what
 	}
-	switch v := parseVXLAN(l.data); {
+	switch v := parseVXLAN(l.Data); {
 	case v.port != int(o.Port) || !v.external:
 		return fmt.Sprintf("link %s was replaced", o.Name)
-	case !l.noarp:
+	case !l.NoARP:
 		return fmt.Sprintf("ARP of link %s was switched on", o.Name)
 	}
 	return ""
@@ -244,22 +245,22 @@ func (d *Driver) checkPodLink(p *plan.PodLink) string {
 		if _, err := os.Stat(p.Netns); err != nil {
 			return "" // the pod is gone and took the link along; its deletion is on its way
 		}
-	} else if what == "" && (l.qdisc == "tbf") != (p.Ingress.Bits != 0) {
-		what = fmt.Sprintf("rate limit of link %s was changed (queue %s)", p.HostIf, l.qdisc)
+	} else if what == "" && (l.Qdisc == "tbf") != (p.Ingress.Bits != 0) {
+		what = fmt.Sprintf("rate limit of link %s was changed (queue %s)", p.HostIf, l.Qdisc)
 	}
 	return what
 }
 
 func (d *Driver) checkNeighbour(n *plan.Neighbour) string {
-	i, err := indexByName(d.nl.fd, n.Dev)
+	i, err := d.nl.IndexByName(n.Dev)
 	if err != nil {
 		return fmt.Sprintf("neighbour %s dev %s went with its link", n.Addr, n.Dev)
 	}
-	switch h, err := d.nl.neighbour(i, n.Addr); {
-	case err != nil || h.permanent && h.mac == n.MAC:
+	switch h, err := d.nl.NeighbourOf(i, n.Addr); {
+	case err != nil || h.Permanent && h.MAC == n.MAC:
 		return ""
-	case h.permanent:
-		return fmt.Sprintf("neighbour %s dev %s was changed to %s", n.Addr, n.Dev, h.mac)
+	case h.Permanent:
+		return fmt.Sprintf("neighbour %s dev %s was changed to %s", n.Addr, n.Dev, h.MAC)
 	}
 	return fmt.Sprintf("neighbour %s dev %s was deleted", n.Addr, n.Dev)
 }
@@ -268,11 +269,11 @@ func (d *Driver) checkNeighbour(n *plan.Neighbour) string {
 const many = 16
 
 // routesOf returns the routes of table main to the destinations of the rows, by destination; nil if they cannot be read.
-func (d *Driver) routesOf(rows []*plan.Route) map[netip.Prefix][]route {
-	out := map[netip.Prefix][]route{}
+func (d *Driver) routesOf(rows []*plan.Route) map[netip.Prefix][]rtnl.Route {
+	out := map[netip.Prefix][]rtnl.Route{}
 	if len(rows) < many {
 		for _, r := range rows {
-			got, err := d.nl.routesTo(r.Dst.Masked())
+			got, err := d.nl.RoutesTo(r.Dst.Masked())
 			if err != nil {
 				return nil
 			}
@@ -281,9 +282,9 @@ func (d *Driver) routesOf(rows []*plan.Route) map[netip.Prefix][]route {
 		return out
 	}
 	for _, f := range netset.Families() {
-		err := d.nl.dump(newRequest(unix.RTM_GETROUTE, 0, rtmsg(afOf(f), 0, 0)), func(_ uint16, b []byte) {
-			if r := parseRoute(b); r.table == unix.RT_TABLE_MAIN {
-				out[r.dst] = append(out[r.dst], r)
+		err := d.nl.Dump(rtnl.NewRequest(unix.RTM_GETROUTE, 0, rtnl.RtMsg(rtnl.AF(f), 0, 0)), func(_ uint16, b []byte) {
+			if r := rtnl.ParseRoute(b); r.Table == unix.RT_TABLE_MAIN {
+				out[r.Dst] = append(out[r.Dst], r)
 			}
 		})
 		if err != nil {
@@ -293,26 +294,26 @@ func (d *Driver) routesOf(rows []*plan.Route) map[netip.Prefix][]route {
 	return out
 }
 
-func (d *Driver) checkRoute(r *plan.Route, have map[netip.Prefix][]route) string {
-	i, err := indexByName(d.nl.fd, r.Dev)
+func (d *Driver) checkRoute(r *plan.Route, have map[netip.Prefix][]rtnl.Route) string {
+	i, err := d.nl.IndexByName(r.Dev)
 	if have == nil {
 		return ""
 	}
 	if err != nil {
 		return fmt.Sprintf("route %s went with link %s", r.Dst, r.Dev)
 	}
-	want := route{dst: r.Dst.Masked(), dev: i, src: r.Src, mtu: r.MTU}
+	want := rtnl.Route{Dst: r.Dst.Masked(), Dev: i, Src: r.Src, MTU: r.MTU}
 	if r.Via.IsValid() {
-		want.via = r.Via.Unmap()
+		want.Via = r.Via.Unmap()
 	}
-	got := have[want.dst]
+	got := have[want.Dst]
 	switch {
-	case slices.ContainsFunc(got, func(g route) bool { return g.proto == Protocol && want.same(g) }):
+	case slices.ContainsFunc(got, func(g rtnl.Route) bool { return g.Proto == rtnl.Protocol && want.Same(g) }):
 		return ""
 	case len(got) == 0:
 		return fmt.Sprintf("route %s dev %s was deleted", r.Dst, r.Dev)
-	case got[0].proto == Protocol:
-		return fmt.Sprintf("route %s dev %s was changed (mtu %d via %s)", r.Dst, r.Dev, got[0].mtu, got[0].via)
+	case got[0].Proto == rtnl.Protocol:
+		return fmt.Sprintf("route %s dev %s was changed (mtu %d via %s)", r.Dst, r.Dev, got[0].MTU, got[0].Via)
 	}
-	return fmt.Sprintf("route %s dev %s was replaced by another (protocol %d)", r.Dst, r.Dev, got[0].proto)
+	return fmt.Sprintf("route %s dev %s was replaced by another (protocol %d)", r.Dst, r.Dev, got[0].Proto)
 }

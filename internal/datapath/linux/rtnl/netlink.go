@@ -1,4 +1,8 @@
-package linux
+// Package rtnl speaks rtnetlink: it builds and reads messages, sends them in batches, and hears of changes.
+//
+// It knows the formats of links, addresses, routes, rules and neighbours, but not what any of them should be: that is
+// package linux. It holds no state but its sockets.
+package rtnl
 
 import (
 	"encoding/binary"
@@ -12,25 +16,25 @@ import (
 	"weft/internal/netset"
 )
 
-// request is one rtnetlink message under construction: header, fixed part, attributes (rtnetlink(7)).
-type request struct {
+// Request is one rtnetlink message under construction: header, fixed part, attributes (rtnetlink(7)).
+type Request struct {
 	buf    []byte
-	answer bool // the kernel answers with data, so an acknowledgement is not needed
+	Answer bool // the kernel answers with data, so an acknowledgement is not needed
 }
 
 const headerLen = unix.SizeofNlMsghdr
 
-// newRequest starts a message. Flags are added to NLM_F_REQUEST; fixed is the struct after the header.
-func newRequest(typ, flags uint16, fixed []byte) *request {
-	r := &request{buf: make([]byte, headerLen, 256)}
+// NewRequest starts a message. Flags are added to NLM_F_REQUEST; fixed is the struct after the header.
+func NewRequest(typ, flags uint16, fixed []byte) *Request {
+	r := &Request{buf: make([]byte, headerLen, 256)}
 	binary.NativeEndian.PutUint16(r.buf[4:], typ)
 	binary.NativeEndian.PutUint16(r.buf[6:], flags|unix.NLM_F_REQUEST)
 	r.buf = append(r.buf, fixed...)
 	return r
 }
 
-// bytes appends an attribute.
-func (r *request) bytes(typ uint16, data ...byte) *request {
+// Bytes appends an attribute.
+func (r *Request) Bytes(typ uint16, data ...byte) *Request {
 	r.buf = binary.NativeEndian.AppendUint16(r.buf, uint16(4+len(data)))
 	r.buf = binary.NativeEndian.AppendUint16(r.buf, typ)
 	r.buf = append(r.buf, data...)
@@ -40,32 +44,38 @@ func (r *request) bytes(typ uint16, data ...byte) *request {
 	return r
 }
 
-func (r *request) u32(typ uint16, v int) *request {
-	return r.bytes(typ, binary.NativeEndian.AppendUint32(nil, uint32(v))...)
+// U32 appends a 32-bit number in the host's byte order.
+func (r *Request) U32(typ uint16, v int) *Request {
+	return r.Bytes(typ, binary.NativeEndian.AppendUint32(nil, uint32(v))...)
 }
 
-func (r *request) text(typ uint16, s string) *request {
-	return r.bytes(typ, append([]byte(s), 0)...)
+// Text appends a string with its zero byte.
+func (r *Request) Text(typ uint16, s string) *Request {
+	return r.Bytes(typ, append([]byte(s), 0)...)
 }
 
-func (r *request) addr(typ uint16, a netip.Addr) *request {
-	return r.bytes(typ, a.Unmap().AsSlice()...)
+// Addr appends an address in network byte order.
+func (r *Request) Addr(typ uint16, a netip.Addr) *Request {
+	return r.Bytes(typ, a.Unmap().AsSlice()...)
 }
 
-// nest appends an attribute that holds what inside appends.
-func (r *request) nest(typ uint16, inside func()) *request {
+// Nest appends an attribute that holds what inside appends.
+func (r *Request) Nest(typ uint16, inside func()) *Request {
 	at := len(r.buf)
-	r.bytes(typ)
+	r.Bytes(typ)
 	inside()
 	binary.NativeEndian.PutUint16(r.buf[at:], uint16(len(r.buf)-at))
 	return r
 }
 
-// raw appends bytes that are no attribute, such as the struct inside a nest.
-func (r *request) raw(b []byte) { r.buf = append(r.buf, b...) }
+// Raw appends bytes that are no attribute, such as the struct inside a nest.
+func (r *Request) Raw(b []byte) { r.buf = append(r.buf, b...) }
 
-// ifinfo is struct ifinfomsg. An index of 0 means: by name.
-func ifinfo(index int, flags, change uint32) []byte {
+// Body is the message without its header.
+func (r *Request) Body() []byte { return r.buf[headerLen:] }
+
+// IfInfo is struct ifinfomsg. An index of 0 means: by name.
+func IfInfo(index int, flags, change uint32) []byte {
 	b := make([]byte, unix.SizeofIfInfomsg)
 	binary.NativeEndian.PutUint32(b[4:], uint32(index))
 	binary.NativeEndian.PutUint32(b[8:], flags)
@@ -73,8 +83,8 @@ func ifinfo(index int, flags, change uint32) []byte {
 	return b
 }
 
-// afOf is the address family number of the socket API.
-func afOf(f netset.Family) uint8 {
+// AF is the address family number of the socket API.
+func AF(f netset.Family) uint8 {
 	if f == netset.V4 {
 		return unix.AF_INET
 	}
@@ -96,8 +106,8 @@ func (e *kernelError) Error() string {
 
 func (e *kernelError) Unwrap() error { return e.errno }
 
-// isErrno reports whether err is one of the numbers.
-func isErrno(err error, nos ...syscall.Errno) bool {
+// IsErrno reports whether err is one of the numbers.
+func IsErrno(err error, nos ...syscall.Errno) bool {
 	var no syscall.Errno
 	if !errors.As(err, &no) {
 		return false
@@ -110,8 +120,8 @@ func isErrno(err error, nos ...syscall.Errno) bool {
 	return false
 }
 
-// conn is a netlink socket in one network namespace. It has no lock: its owner serialises its use.
-type conn struct {
+// Conn is a netlink socket in one network namespace. It has no lock: its owner serialises its use.
+type Conn struct {
 	fd  int
 	seq uint32
 	buf []byte // receive buffer
@@ -120,12 +130,18 @@ type conn struct {
 // replyTimeout bounds the wait for an answer that the kernel owes us; it normally is there before we ask.
 const replyTimeout = 5 // seconds
 
-// receiveBuffer is larger than any message that the kernel puts into one datagram of a dump.
-const receiveBuffer = 64 << 10
+// BufferSize is larger than any message that the kernel puts into one datagram of a dump.
+const BufferSize = 64 << 10
 
-// dial opens an rtnetlink socket in the namespace of the calling thread. Sockets that are used by one
-// goroutine may share a receive buffer.
-func dial(buf []byte) (*conn, error) {
+// DialHere is Dial with this socket's receive buffer: the two may not be used at the same time.
+func (c *Conn) DialHere() (*Conn, error) { return Dial(c.buf) }
+
+// Dial opens an rtnetlink socket in the namespace of the calling thread. Sockets that are used by one
+// goroutine may share a receive buffer; nil makes one.
+func Dial(buf []byte) (*Conn, error) {
+	if buf == nil {
+		buf = make([]byte, BufferSize)
+	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
@@ -136,25 +152,26 @@ func dial(buf []byte) (*conn, error) {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("set the timeout of a netlink socket: %w", err)
 	}
-	return &conn{fd: fd, buf: buf}, nil
+	return &Conn{fd: fd, buf: buf}, nil
 }
 
-func (c *conn) close() { _ = unix.Close(c.fd) }
+// Close closes the socket.
+func (c *Conn) Close() { _ = unix.Close(c.fd) }
 
-// reply is what came of one request: the kernel's error, or the messages that it answered with.
-type reply struct {
-	err  error
-	msgs [][]byte // bodies, without the header
+// Reply is what came of one request: the kernel's error, or the messages that it answered with.
+type Reply struct {
+	Err  error
+	Msgs [][]byte // bodies, without the header
 }
 
 // batchMax bounds how many requests are sent at once: the kernel must be able to queue
 // an error for each of them in the socket's default receive buffer.
 const batchMax = 100
 
-// do sends the requests in as few system calls as possible and returns a reply for each. The kernel works
+// Do sends the requests in as few system calls as possible and returns a reply for each. The kernel works
 // through them in order and goes on after an error.
-func (c *conn) do(reqs ...*request) []reply {
-	out := make([]reply, 0, len(reqs))
+func (c *Conn) Do(reqs ...*Request) []Reply {
+	out := make([]Reply, 0, len(reqs))
 	for len(reqs) > 0 {
 		n := min(len(reqs), batchMax)
 		out = append(out, c.send(reqs[:n])...)
@@ -163,11 +180,11 @@ func (c *conn) do(reqs ...*request) []reply {
 	return out
 }
 
-// one is do for a single request.
-func (c *conn) one(r *request) reply { return c.do(r)[0] }
+// One is do for a single request.
+func (c *Conn) One(r *Request) Reply { return c.Do(r)[0] }
 
-func (c *conn) send(reqs []*request) []reply {
-	out := make([]reply, len(reqs))
+func (c *Conn) send(reqs []*Request) []Reply {
+	out := make([]Reply, len(reqs))
 	first := c.seq + 1
 	var all []byte
 	for i, r := range reqs {
@@ -175,14 +192,14 @@ func (c *conn) send(reqs []*request) []reply {
 		binary.NativeEndian.PutUint32(r.buf, uint32(len(r.buf)))
 		binary.NativeEndian.PutUint32(r.buf[8:], c.seq)
 		// Errors always come back; success is told for the last one alone, and that ends the wait.
-		if i == len(reqs)-1 && !r.answer {
+		if i == len(reqs)-1 && !r.Answer {
 			r.buf[6] |= unix.NLM_F_ACK
 		}
 		all = append(all, r.buf...)
 	}
-	fail := func(err error) []reply {
+	fail := func(err error) []Reply {
 		for i := range out {
-			out[i].err = err
+			out[i].Err = err
 		}
 		return out
 	}
@@ -198,13 +215,13 @@ func (c *conn) send(reqs []*request) []reply {
 			last := i == len(out)-1
 			switch typ {
 			case unix.NLMSG_ERROR:
-				out[i].err = parseError(flags, body)
+				out[i].Err = parseError(flags, body)
 				done = done || last
 			case unix.NLMSG_DONE:
 				done = done || last
 			default:
-				out[i].msgs = append(out[i].msgs, append([]byte(nil), body...))
-				done = done || last && reqs[i].answer
+				out[i].Msgs = append(out[i].Msgs, append([]byte(nil), body...))
+				done = done || last && reqs[i].Answer
 			}
 		})
 		if err != nil {
@@ -214,8 +231,8 @@ func (c *conn) send(reqs []*request) []reply {
 	return out
 }
 
-// dump asks for a list and calls f with the body of each entry.
-func (c *conn) dump(r *request, f func(typ uint16, body []byte)) error {
+// Dump asks for a list and calls f with the body of each entry.
+func (c *Conn) Dump(r *Request, f func(typ uint16, body []byte)) error {
 	c.seq++
 	binary.NativeEndian.PutUint32(r.buf, uint32(len(r.buf)))
 	binary.NativeEndian.PutUint32(r.buf[8:], c.seq)
@@ -246,7 +263,7 @@ func (c *conn) dump(r *request, f func(typ uint16, body []byte)) error {
 }
 
 // receive calls f for each message of one read.
-func (c *conn) receive(f func(typ, flags uint16, seq uint32, body []byte)) error {
+func (c *Conn) receive(f func(typ, flags uint16, seq uint32, body []byte)) error {
 	var n int
 	for {
 		var err error
@@ -260,7 +277,7 @@ func (c *conn) receive(f func(typ, flags uint16, seq uint32, body []byte)) error
 }
 
 // messages calls f for each message in b.
-func (*conn) messages(b []byte, f func(typ, flags uint16, seq uint32, body []byte)) error {
+func (*Conn) messages(b []byte, f func(typ, flags uint16, seq uint32, body []byte)) error {
 	for len(b) >= headerLen {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < headerLen || size > len(b) {
@@ -288,7 +305,7 @@ func parseError(flags uint16, body []byte) error {
 		if flags&capped == 0 {
 			skip = 4 + (int(binary.NativeEndian.Uint32(body[4:]))+3)&^3
 		}
-		for typ, v := range attrs(body[min(skip, len(body)):]) {
+		for typ, v := range Attrs(body[min(skip, len(body)):]) {
 			if typ == msgAttr && len(v) > 0 {
 				e.words = string(v[:len(v)-1])
 			}
@@ -297,8 +314,8 @@ func parseError(flags uint16, body []byte) error {
 	return e
 }
 
-// attrs yields the attributes of b in order, their type without the flag bits.
-func attrs(b []byte) func(yield func(uint16, []byte) bool) {
+// Attrs yields the attributes of b in order, their type without the flag bits.
+func Attrs(b []byte) func(yield func(uint16, []byte) bool) {
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= 4 {
 			size := int(binary.NativeEndian.Uint16(b))
@@ -313,7 +330,8 @@ func attrs(b []byte) func(yield func(uint16, []byte) bool) {
 	}
 }
 
-func getUint(b []byte) int {
+// Uint reads a number of 1, 2, 4 or 8 bytes; 0 for any other length.
+func Uint(b []byte) int {
 	switch len(b) {
 	case 1:
 		return int(b[0])
@@ -327,7 +345,8 @@ func getUint(b []byte) int {
 	return 0
 }
 
-func getText(b []byte) string {
+// Text reads a string up to its zero byte.
+func Text(b []byte) string {
 	for i, c := range b {
 		if c == 0 {
 			return string(b[:i])
@@ -336,7 +355,8 @@ func getText(b []byte) string {
 	return string(b)
 }
 
-func getAddr(b []byte) netip.Addr {
+// Addr reads an address; the zero value if it is none.
+func Addr(b []byte) netip.Addr {
 	a, _ := netip.AddrFromSlice(b)
 	return a
 }

@@ -1,4 +1,4 @@
-package linux
+package rtnl
 
 import (
 	"fmt"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openNetns opens a namespace's file. What is no namespace fails later, on entering it.
-func openNetns(path string) (int, error) {
+// OpenNetns opens a namespace's file. What is no namespace fails later, on entering it.
+func OpenNetns(path string) (int, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open network namespace %s: %w", path, err)
@@ -17,11 +17,11 @@ func openNetns(path string) (int, error) {
 	return fd, nil
 }
 
-// inNetns runs f on this thread inside the namespace and comes back. A thread that cannot come back is
+// InNetns runs f on this thread inside the namespace and comes back. A thread that cannot come back is
 // left locked, so that the runtime ends it with its goroutine and nobody runs in the wrong place.
-func inNetns(fd int, f func() error) error {
+func InNetns(fd int, f func() error) error {
 	runtime.LockOSThread()
-	back, err := openNetns("/proc/thread-self/ns/net")
+	back, err := OpenNetns("/proc/thread-self/ns/net")
 	if err != nil {
 		runtime.UnlockOSThread()
 		return err
@@ -39,8 +39,8 @@ func inNetns(fd int, f func() error) error {
 	return f()
 }
 
-// everywhere reports whether all threads of the process are in the namespace.
-func everywhere(fd int) bool {
+// Everywhere reports whether all threads of the process are in the namespace.
+func Everywhere(fd int) bool {
 	var mine unix.Stat_t
 	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
 	if err != nil || unix.Fstat(fd, &mine) != nil {
