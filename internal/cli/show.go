@@ -124,7 +124,7 @@ func printStatus(w io.Writer, s api.Status) error {
 		{"underlay", s.Underlay},
 	}
 	for _, p := range s.Pools {
-		rows = append(rows, []string{p.Family + " addresses", fmt.Sprintf("%d of %d in use, %d resting, %d free", p.Live, p.Size, p.Quarantined, p.Free)})
+		rows = append(rows, []string{p.Family + " addresses", fmt.Sprintf("%d of %s in use, %d resting, %s free", p.Live, many(p.Size), p.Quarantined, many(p.Free))})
 	}
 	var counts []string
 	for _, k := range slices.Sorted(maps.Keys(s.Rows)) {
@@ -169,6 +169,14 @@ func printStatus(w io.Writer, s api.Status) error {
 		}
 	}
 	return align(w, []string{"PACKETS", "COUNT"}, rows)
+}
+
+// many is a count of addresses as people read it: nobody will use up a /64.
+func many(n uint64) string {
+	if n > 1<<48 {
+		return "countless"
+	}
+	return fmt.Sprint(n)
 }
 
 func doctorCommand() *cobra.Command {
@@ -248,7 +256,7 @@ func ipamCommand() *cobra.Command {
 			return output(cmd, r, func(w io.Writer) error {
 				var rows [][]string
 				for _, u := range r.Use {
-					rows = append(rows, []string{u.Family, fmt.Sprint(u.Size), fmt.Sprint(u.Live), fmt.Sprint(u.Quarantined), fmt.Sprint(u.Free)})
+					rows = append(rows, []string{u.Family, many(u.Size), fmt.Sprint(u.Live), fmt.Sprint(u.Quarantined), many(u.Free)})
 				}
 				fmt.Fprintln(w, "prefixes:", r.Prefixes, "reserved:", r.Reserved)
 				return align(w, []string{"FAMILY", "SIZE", "LIVE", "RESTING", "FREE"}, rows)
