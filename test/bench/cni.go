@@ -237,6 +237,12 @@ func judgeSequential(rep *report, got map[string]*samples) {
 			})
 		}
 	}
+	if limit := got["netlink"]; limit != nil { // most of a DEL is the kernel waiting for its readers
+		iv := quantileRatio(weft.del, limit.del, .99)
+		rep.Verdicts = append(rep.Verdicts, verdict{
+			Row: "C5", Test: "DEL p99", Arm: "weft", Unit: "ms", Value: bench.Quantile(slices.Concat(weft.del...), .99), Versus: "netlink", Ratio: &iv,
+		})
+	}
 	iv := quantileRatio(weft.del, weft.add, .99)
 	rep.Verdicts = append(rep.Verdicts, verdict{
 		Row: "C5", Test: "DEL p99", Arm: "weft", Unit: "ms", Value: bench.Quantile(slices.Concat(weft.del...), .99),
