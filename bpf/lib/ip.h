@@ -134,7 +134,7 @@ static __always_inline void *readable(struct __sk_buff *skb, __u32 len)
 
 /*
  * ip_parse reads the IP header at off, behind an Ethernet header of the given protocol.
- * False: it is no IP, or the packet is shorter than the header.
+ * False: it is no IP, the packet is shorter than the header, or an address means something else than it seems to.
  */
 static __always_inline bool ip_parse(struct __sk_buff *skb, __be16 proto, __u32 off, struct weft_packet *p)
 {
@@ -169,6 +169,9 @@ static __always_inline bool ip_parse(struct __sk_buff *skb, __be16 proto, __u32 
 			return false;
 		p->src = ip->src;
 		p->dst = ip->dst;
+		/* Never on a wire (RFC 4038 §4.2); they would be taken for the IPv4 addresses that they hold. */
+		if (addr_is_mapped(&p->src) || addr_is_mapped(&p->dst))
+			return false;
 		p->l4 = off + sizeof(*ip);
 		p->proto = ip->next;
 		p->ttl = ip->hops;

@@ -28,12 +28,12 @@ func TestVerified(t *testing.T) {
 		prog            *ebpf.Program
 		verified, insns int
 	}{
-		{"from_pod", o.FromPod, 5000, 1400},
-		{"to_pod", o.ToPod, 500, 260},
-		{"from_net", o.FromNet, 2500, 880},
-		{"to_net", o.ToNet, 360, 250},
-		{"from_overlay", o.FromOverlay, 890, 540},
-		{"to_overlay", o.ToOverlay, 3500, 730},
+		{"from_pod", o.FromPod, 5200, 1460},
+		{"to_pod", o.ToPod, 620, 280},
+		{"from_net", o.FromNet, 2900, 940},
+		{"to_net", o.ToNet, 500, 260},
+		{"from_overlay", o.FromOverlay, 960, 550},
+		{"to_overlay", o.ToOverlay, 3600, 750},
 	} {
 		info, err := c.prog.Info()
 		if err != nil {

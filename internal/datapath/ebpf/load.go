@@ -13,6 +13,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/model"
 )
 
 const (
@@ -75,6 +77,9 @@ func (d *Driver) load() error {
 		return fmt.Errorf("load BPF programs: %w (the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN)", err)
 	case err != nil:
 		return fmt.Errorf("load BPF programs with the maps in %s: %w", pins, err)
+	}
+	for _, helper := range []string{"redirect_peer", "redirect_neigh"} { // else the programs would not have loaded
+		d.features[helper] = &model.Feature{Name: helper, State: "active"}
 	}
 	return nil
 }

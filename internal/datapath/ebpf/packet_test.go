@@ -62,7 +62,17 @@ func (f frame) packet() []byte {
 		binary.BigEndian.PutUint16(h[10:], ^sum(h))
 		return slices.Concat(h, body)
 	}
-	proto := f.proto
+	return f.widePacket()
+}
+
+// wide is the frame with an IPv6 header, whatever the addresses are.
+func (f frame) wide() []byte { return ethernet(f.dstMAC, f.srcMAC, 0x86dd, f.widePacket()) }
+
+func (f frame) widePacket() []byte {
+	ttl, body, proto := f.ttl, f.payload, f.proto
+	if ttl == 0 {
+		ttl = 64
+	}
 	if f.fragment != 0 {
 		ext := []byte{proto, 0, 0, 0, 0, 0, 0, 9}
 		binary.BigEndian.PutUint16(ext[2:], f.fragment<<3|f.fragment>>13&1)
@@ -72,8 +82,9 @@ func (f frame) packet() []byte {
 	h[0], h[1] = 0x60|f.tos>>4, f.tos<<4
 	binary.BigEndian.PutUint16(h[4:], uint16(len(body)))
 	h[6], h[7] = proto, ttl
-	copy(h[8:], f.src.AsSlice())
-	copy(h[24:], f.dst.AsSlice())
+	src, dst := f.src.As16(), f.dst.As16()
+	copy(h[8:], src[:])
+	copy(h[24:], dst[:])
 	return slices.Concat(h, body)
 }
 

@@ -191,6 +191,25 @@ func TestFromPodOnNode(t *testing.T) {
 	})
 }
 
+// TestMapped: an IPv6 packet with IPv4-mapped addresses is not the IPv4 packet that the maps would take it for.
+func TestMapped(t *testing.T) {
+	n, peer := lone(t, netset.V4, true)
+	a, b := n.pods[0], n.pods[1]
+	mapped := func(p *pod) netip.Addr { return netip.AddrFrom16(p.addr(netset.V4).As16()) }
+	base := frame{srcMAC: a.mac, dstMAC: model.GatewayMAC, proto: protoTCP, payload: tcp(1000, 80, 10)}
+	six := a.addr(netset.V6)
+	for _, s := range []step{
+		{name: "both", in: with(base, func(f *frame) { f.src, f.dst = mapped(a), mapped(b) }).wide()},
+		{name: "source", in: with(base, func(f *frame) { f.src, f.dst = mapped(a), b.addr(netset.V6) }).wide()},
+		{name: "destination", in: with(base, func(f *frame) { f.src, f.dst = six, mapped(b) }).wide()},
+	} {
+		s.prog, s.dev, s.verdict, s.reason = n.driver.objs.FromPod, a.hostIf, verdictDrop, "drop_not_ip"
+		n.check(t, s)
+	}
+	arriving := with(base, func(f *frame) { f.src, f.dst = remotePod(peer, netset.V6), mapped(a) }).wide()
+	n.check(t, step{name: "arriving", prog: n.driver.objs.FromNet, dev: uplink, in: arriving, verdict: verdictNext})
+}
+
 func unspecified(f netset.Family) netip.Addr { return netset.Default(f).Addr() }
 
 // TestLinkLocal: what pods say on their links is answered or dropped, and never reaches the host or others.
