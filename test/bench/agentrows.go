@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,22 +58,27 @@ func agentRows(r *rig, o *options, rep *report) error {
 	return r.idle(o, rep, daemons)
 }
 
-// sizes is row A5.
+// sizes is row A5. The image is there if `make image` was run.
 func sizes(o *options, rep *report) {
 	for _, b := range []struct {
 		path  string
 		bound float64 // MB
-	}{{filepath.Join(o.weft, "weft"), 45}, {filepath.Join(o.weft, "weft-cni"), 6}, {os.Getenv(flannelEnv), 0}} {
+	}{
+		{filepath.Join(o.weft, "weft"), 45},
+		{filepath.Join(o.weft, "weft-cni"), 6},
+		{filepath.Join(o.weft, "weft-image-"+runtime.GOARCH+".tar"), 45},
+		{os.Getenv(flannelEnv), 0},
+	} {
 		info, err := os.Stat(b.path)
 		if err != nil {
 			continue
 		}
 		name := filepath.Base(b.path)
 		if b.bound == 0 {
-			rep.inform("A5", "binary size", name, "MB", float64(info.Size())/1e6)
+			rep.inform("A5", "file size", name, "MB", float64(info.Size())/1e6)
 			continue
 		}
-		rep.absolute("A5", "binary size", name, "MB", float64(info.Size())/1e6, b.bound)
+		rep.absolute("A5", "file size", name, "MB", float64(info.Size())/1e6, b.bound)
 	}
 }
 
