@@ -46,7 +46,7 @@ func newNode(t testing.TB) *node {
 	t.Helper()
 	n := &node{Netns: testkit.New(t), t: t, want: view{}}
 	n.IP(t, "addr add 192.0.2.1/32 dev lo")
-	n.IP(t, "addr add fd99::1/128 dev lo")
+	n.IP(t, "addr add fd99::1/128 dev lo nodad") // lest the host sends from ::1 until the address is checked
 	n.restart()
 	t.Cleanup(func() { _ = n.driver.Close() })
 	n.apply(
