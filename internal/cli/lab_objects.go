@@ -42,10 +42,10 @@ else is handed to the agents as it is. Namespaces are made as they are needed.`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 			defer cancel()
-			if err := l.AwaitReady(ctx); err != nil {
+			if err := l.AwaitReady(ctx, changes...); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "all pods are ready (%s)\n", took(time.Since(began)))
+			fmt.Fprintf(cmd.OutOrStdout(), "ready (%s)\n", took(time.Since(began)))
 			return nil
 		},
 	}

@@ -40,7 +40,7 @@ func (t *tree) build() error {
 	steps := []func() error{
 		t.readOnly,
 		func() error { return mount("proc", "/proc", "proc", 0, "") },
-		func() error { return mount("sysfs", "/sys", "sysfs", 0, "") },
+		sysfs,
 		func() error { return t.system(cgroups) },
 		t.directories,
 		func() error { return t.binds(sources) },
@@ -111,6 +111,15 @@ func releaseNamespaces() error {
 		}
 	}
 	return nil
+}
+
+// sysfs shows this network namespace. It is there already where the host shares one.
+func sysfs() error {
+	err := mount("sysfs", "/sys", "sysfs", 0, "")
+	if errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return err
 }
 
 // system mounts the cgroup hierarchies where the machine has them, and bpffs.

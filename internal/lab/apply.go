@@ -332,14 +332,22 @@ func (l *Lab) deleteOne(o *objects.Object) ([]Change, error) {
 	return changes, l.store.Remove(r)
 }
 
-// AwaitReady returns when every pod of the lab is ready or has succeeded. When ctx
-// ends first, the error says for each pod that is not why.
-func (l *Lab) AwaitReady(ctx context.Context) error {
+// AwaitReady returns when the pods among the changes, or without any all pods of the
+// lab, are ready or have succeeded. When ctx ends first, the error says of each pod
+// that is not why.
+func (l *Lab) AwaitReady(ctx context.Context, changes ...Change) error {
+	only := map[string]bool{}
+	for _, c := range changes {
+		only[c.Object] = c.What != "deleted"
+	}
 	var waiting []string
 	err := l.store.Await(ctx, func() (bool, error) {
 		waiting = waiting[:0]
 		pods, err := l.store.List("Pod")
 		for _, p := range pods {
+			if len(only) > 0 && !only[objects.RefOf(p).String()] {
+				continue
+			}
 			if ready, why := podReady(p); !ready {
 				waiting = append(waiting, objects.RefOf(p).String()+" on "+objects.NodeOf(p)+": "+why)
 			}

@@ -1,6 +1,8 @@
 package kubelet
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -111,11 +113,12 @@ func containerStatuses(pod *corev1.Pod, list []host.Status) []any {
 			case host.Exited, host.Stopped:
 				st["state"] = map[string]any{"terminated": map[string]any{"exitCode": int64(p.ExitCode)}}
 			default:
-				reason := "Waiting"
+				reason, why := "Waiting", p.Message
 				if p.Restarts > 0 || p.ExitCode != 0 {
 					reason = "CrashLoopBackOff"
+					why = cmp.Or(why, fmt.Sprintf("exited with %d", p.ExitCode))
 				}
-				st["state"] = map[string]any{"waiting": map[string]any{"reason": reason, "message": p.Message}}
+				st["state"] = map[string]any{"waiting": map[string]any{"reason": reason, "message": why}}
 			}
 		}
 		out = append(out, st)

@@ -35,7 +35,7 @@ func Help() string {
 
   up [--nodes N] [--subnets N] [--mtu M,…] [--ip-family F] [--backend B] [--config FILE]
                                   without it: up --nodes 2
-  apply FILE…                     and wait until all pods are ready
+  apply FILE…                     and wait until its pods are ready
   delete FILE… | delete KIND NAME…
   expect reachable|unreachable SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]
                                   consecutive ones are tried at the same time
@@ -359,7 +359,9 @@ func (r *scriptRun) apply(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	return r.wait(ctx, nil)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return r.lab.AwaitReady(ctx, changes...)
 }
 
 func (r *scriptRun) wait(ctx context.Context, args []string) error {
