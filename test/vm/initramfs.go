@@ -154,8 +154,8 @@ func (a *archive) close() error {
 
 // programs are those of this host that tests may call.
 func programs() []string {
-	return strings.Fields(`ip tc bridge ss nft ping ethtool conntrack sysctl unshare nsenter mount umount
-		sh bash cat ls sleep true false echo env tcpdump iptables ip6tables ipset iperf3 find grep sed kill ps`)
+	return strings.Fields(`ip tc bridge ss nstat nft ping ethtool conntrack sysctl unshare nsenter mount umount
+		sh bash cat ls sleep true false echo env tcpdump iptables ip6tables ipset iperf3 find grep sed kill ps strace`)
 }
 
 // initramfs writes the machine's root file system.

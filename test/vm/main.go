@@ -45,7 +45,7 @@ func main() {
 	pkgs := flag.String("pkg", strings.Join(packages(), ","), "packages, comma-separated")
 	flag.StringVar(&o.run, "run", "", "regular expression of test names")
 	flag.StringVar(&o.memory, "memory", "1536M", "memory of the machine")
-	flag.IntVar(&o.cpus, "cpus", 2, "processors of the machine")
+	flag.IntVar(&o.cpus, "cpus", 1, "processors of the machine; 6.1 does not boot with more")
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "limit for one machine")
 	flag.BoolVar(&o.verbose, "v", false, "show every line that the tests print")
 	flag.Parse()

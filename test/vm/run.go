@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -80,7 +81,7 @@ func boot(ctx context.Context, dir string, k kernel, s suite, o options) error {
 	// counts its instructions (icount), so that a busy host does not make its timers expire, and waiting costs
 	// nothing. QEMU 7.2 breaks the flags after cmpxchg16b, on which the kernel's allocator of 6.12 dies.
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,-cx16", "-m", o.memory,
-		"-smp", fmt.Sprint(o.cpus), "-nodefaults", "-icount", "shift=1,sleep=off", "-display", "none", "-no-reboot", "-serial", "stdio", "-serial", "file:"+log,
+		"-smp", strconv.Itoa(o.cpus), "-nodefaults", "-icount", "shift=1,sleep=off", "-display", "none", "-no-reboot", "-serial", "stdio", "-serial", "file:"+log,
 		"-kernel", k.image, "-initrd", ramdisk,
 		"-append", "console=ttyS1 panic=-1 oops=panic loglevel=6 random.trust_cpu=on mitigations=off nokaslr tsc=reliable rdinit=/init")
 	var stderr bytes.Buffer

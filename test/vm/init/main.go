@@ -28,6 +28,10 @@ func main() {
 		fmt.Printf("@weft problem: %v\n", err)
 		return
 	}
+	// Else each new namespace would have a tunl0, sit0, gre0 … of its own.
+	if err := os.WriteFile("/proc/sys/net/core/fb_tunnels_only_for_init_net", []byte("2"), 0o644); err != nil {
+		fmt.Fprintf(console, "@weft %v\n", err)
+	}
 	for _, p := range load() {
 		fmt.Fprintf(console, "@weft module not loaded: %v\n", p)
 	}
