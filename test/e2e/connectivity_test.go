@@ -26,8 +26,10 @@ func TestConnectivity(t *testing.T) {
 
 // The same on clusters of one family.
 func TestSingleStack(t *testing.T) {
+	t.Parallel()
 	for _, family := range netset.Families() {
 		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
+			t.Parallel()
 			dir := shared.Dir + fmt.Sprintf("-ipv%d", family)
 			if old, err := cluster.Open(dir, progress); err == nil {
 				if err := old.Down(t.Context()); err != nil {

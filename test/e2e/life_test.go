@@ -23,16 +23,19 @@ type report struct {
 
 // stream runs traffic from a pod to all others of each family while act happens, and checks that no connection
 // ended.
-func (f *fixture) stream(pods []pod, duration time.Duration, act func()) report {
+func (f *fixture) stream(pods []pod, act func()) report {
 	f.Helper()
-	const conns = 10
-	args := []string{"-n", f.ns, "exec", "-q", pods[0].Name, "--", "traffic", "stream", fmt.Sprint(conns), duration.String()}
+	args := []string{"-n", f.ns, "exec", "-q", "-i", pods[0].Name, "--", "traffic", "stream", "5"}
 	for _, p := range pods[1:] {
 		for _, a := range p.IPs {
 			args = append(args, netip.AddrPortFrom(a, 9000).String())
 		}
 	}
 	cmd := f.KubectlCommand(f.ctx, args...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		f.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		f.Fatal(err)
@@ -49,8 +52,9 @@ func (f *fixture) stream(pods []pod, duration time.Duration, act func()) report 
 	}
 	begin := time.Now()
 	act()
-	if took := time.Since(begin); took > duration {
-		f.Errorf("the traffic ended after %s, what it is for took %s", duration, took)
+	took := time.Since(begin)
+	if err := in.Close(); err != nil {
+		f.Fatal(err)
 	}
 	last, err := lines.ReadString('\n')
 	if err != nil && err != io.EOF {
@@ -72,7 +76,7 @@ func (f *fixture) stream(pods []pod, duration time.Duration, act func()) report 
 	if r.Gap > gapLimit {
 		f.Errorf("%s without an answer, allowed are %s", r.Gap, gapLimit)
 	}
-	f.Logf("%d flows, %d messages, %d datagrams lost, longest gap %s", r.Flows, r.Messages, r.Lost, r.Gap.Round(time.Millisecond))
+	f.Logf("%s of traffic: %d flows, %d messages, %d datagrams lost, longest gap %s", took.Round(time.Second), r.Flows, r.Messages, r.Lost, r.Gap.Round(time.Millisecond))
 	return r
 }
 
@@ -98,12 +102,13 @@ func TestAgentKilled(t *testing.T) {
 	needsWeft(t)
 	f := newFixture(t, shared, 5*time.Minute)
 	pods := f.streamPods()
-	f.stream(pods, 20*time.Second, func() {
+	f.stream(pods, func() {
+		restarts := f.agentRestarts()
 		for _, n := range f.NodeNames() {
 			f.killAgent(n)
 		}
+		f.waitAgents(restarts + f.Nodes)
 	})
-	f.waitAgents()
 	f.kubectl("-n", f.ns, "rollout", "restart", "daemonset/echo")
 	f.kubectl("-n", f.ns, "rollout", "status", "daemonset/echo", "--timeout=120s")
 	checkConnectivity(f, f.echoPods())
@@ -118,19 +123,32 @@ func (f *fixture) killAgent(node string) {
 	}
 }
 
-// waitAgents waits until every agent is Ready.
-func (f *fixture) waitAgents() {
+func (f *fixture) agents() []pod {
+	f.Helper()
+	return listPods(f.T, f.ctx, f.Cluster, "-n", "kube-system", "-l", "app.kubernetes.io/name=weft")
+}
+
+// agentRestarts is how often agents have been restarted by their kubelets.
+func (f *fixture) agentRestarts() (n int) {
+	f.Helper()
+	for _, p := range f.agents() {
+		n += p.Restarts
+	}
+	return n
+}
+
+// waitAgents waits until every agent is Ready, and as many have been restarted.
+func (f *fixture) waitAgents(restarts int) {
 	f.Helper()
 	f.eventually(2*time.Minute, func() error {
-		pods := listPods(f.T, f.ctx, f.Cluster, "-n", "kube-system", "-l", "app.kubernetes.io/name=weft")
-		n := 0
-		for _, p := range pods {
+		ready := 0
+		for _, p := range f.agents() {
 			if p.Ready {
-				n++
+				ready++
 			}
 		}
-		if n != f.Nodes {
-			return fmt.Errorf("%d of %d agents are Ready", n, f.Nodes)
+		if n := f.agentRestarts(); ready != f.Nodes || n < restarts {
+			return fmt.Errorf("%d of %d agents are Ready, after %d restarts", ready, f.Nodes, n)
 		}
 		return nil
 	})
@@ -144,7 +162,7 @@ func TestUpgrade(t *testing.T) {
 	if err := f.LoadWeft(f.ctx, versionNext); err != nil {
 		t.Fatal(err)
 	}
-	f.stream(pods, 60*time.Second, func() {
+	f.stream(pods, func() {
 		for _, v := range []string{versionNext, versionN} {
 			m, err := f.RenderChart(f.ctx, v)
 			if err != nil {

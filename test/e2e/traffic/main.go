@@ -2,9 +2,9 @@
 // connections, and the longest time without an answer. It measures interruptions, not throughput.
 //
 //	traffic serve PORT                    echo over TCP and UDP until killed
-//	traffic stream CONNS DURATION ADDR…   CONNS TCP connections and one UDP flow to each address
+//	traffic stream CONNS ADDR…            CONNS TCP connections and one UDP flow to each address
 //
-// stream writes one JSON line to standard output as soon as all connections stand, {"ready":true}, and one
+// stream ends when its standard input does. It writes one JSON line to standard output as soon as all connections stand, {"ready":true}, and one
 // with the Report at the end.
 package main
 
@@ -46,18 +46,14 @@ func run(args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "serve":
 		return serve(args[1])
-	case len(args) >= 4 && args[0] == "stream":
+	case len(args) >= 3 && args[0] == "stream":
 		conns, err := strconv.Atoi(args[1])
 		if err != nil {
 			return err
 		}
-		d, err := time.ParseDuration(args[2])
-		if err != nil {
-			return err
-		}
-		return stream(conns, d, args[3:])
+		return stream(conns, args[2:])
 	}
-	return errors.New("usage: traffic serve PORT | stream CONNS DURATION ADDR…")
+	return errors.New("usage: traffic serve PORT | stream CONNS ADDR…")
 }
 
 func serve(port string) error {
@@ -91,8 +87,8 @@ func serve(port string) error {
 	}
 }
 
-// stream connects everything, says that it is ready, exchanges messages for the duration, and reports.
-func stream(conns int, d time.Duration, addresses []string) error {
+// stream connects everything, says that it is ready, exchanges messages until standard input ends, and reports.
+func stream(conns int, addresses []string) error {
 	var tcp, udp []net.Conn
 	for _, a := range addresses {
 		for range conns {
@@ -114,7 +110,11 @@ func stream(conns int, d time.Duration, addresses []string) error {
 	if err := out.Encode(map[string]bool{"ready": true}); err != nil {
 		return err
 	}
-	end := time.Now().Add(d)
+	end := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(end)
+	}()
 	total := Report{Flows: len(tcp) + len(udp), Failed: []string{}, LostTo: map[string]int{}}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -146,10 +146,10 @@ func stream(conns int, d time.Duration, addresses []string) error {
 }
 
 // converse sends numbered lines over TCP and waits for each to come back.
-func converse(c net.Conn, end time.Time) (r Report) {
+func converse(c net.Conn, end <-chan struct{}) (r Report) {
 	in := bufio.NewReader(c)
 	last := time.Now()
-	for n := 0; time.Now().Before(end); n++ {
+	for n := 0; ; n++ {
 		_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 		want := strconv.Itoa(n) + "\n"
 		_, err := io.WriteString(c, want)
@@ -168,23 +168,24 @@ func converse(c net.Conn, end time.Time) (r Report) {
 		r.Gap = max(r.Gap, now.Sub(last)-interval)
 		last = now
 		r.Messages++
-		time.Sleep(interval)
+		select {
+		case <-end:
+			return r
+		case <-time.After(interval):
+		}
 	}
-	return r
 }
 
-// shout sends numbered datagrams and counts the answers.
-func shout(c net.Conn, end time.Time) (r Report) {
-	sent := 0
-	done := make(chan int)
+// shout sends numbered datagrams and counts the answers. What is on its way at the end has a second to arrive.
+func shout(c net.Conn, end <-chan struct{}) (r Report) {
+	answered := make(chan int)
 	go func() {
 		seen := map[string]bool{}
 		buf := make([]byte, 64)
-		_ = c.SetReadDeadline(end.Add(time.Second))
 		for {
 			n, err := c.Read(buf)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				done <- len(seen)
+				answered <- len(seen)
 				return
 			}
 			if err == nil {
@@ -192,11 +193,15 @@ func shout(c net.Conn, end time.Time) (r Report) {
 			}
 		}
 	}()
-	for ; time.Now().Before(end); sent++ {
+	for sent := 1; ; sent++ {
 		_, _ = io.WriteString(c, strconv.Itoa(sent))
-		time.Sleep(interval)
+		select {
+		case <-end:
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			r.Messages = <-answered
+			r.Lost = sent - r.Messages
+			return r
+		case <-time.After(interval):
+		}
 	}
-	r.Messages = <-done
-	r.Lost = sent - r.Messages
-	return r
 }
