@@ -50,6 +50,9 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return nil, errors.New("a lab is made of network namespaces and mounts: run this as root")
 	}
 	l := &Lab{dir: Dir(o.Name), opts: o}
+	if err := l.checkPlugin(); err != nil {
+		return nil, err
+	}
 	err := exclusive(ctx, o.Name, func() error {
 		if err := l.claim(); err != nil {
 			return err
@@ -57,6 +60,22 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 		return l.start(ctx)
 	})
 	return l, err
+}
+
+// checkPlugin finds out early that the agents would not find what they install.
+func (l *Lab) checkPlugin() error {
+	_, c, err := l.agentConfig(l.opts.nodes()[0])
+	if err != nil || c.CNI.Plugin != "" || c.CNI.BinDir == "off" {
+		return err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(exe), "weft-cni")); err != nil {
+		return fmt.Errorf("the plugin weft-cni must be beside %s: %w (`make build` makes both)", filepath.Base(exe), err)
+	}
+	return nil
 }
 
 // claim writes the lab's options, or compares them with those it has.
@@ -294,6 +313,9 @@ func (l *Lab) awaitAgent(ctx context.Context, h *host.Host, n node) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() { cancel(failing(ctx, h)) }()
 	conf, run := filepath.Join(h.Root(), config.CNI.ConfDir), filepath.Join(h.Root(), config.Paths.Run)
 	for {
 		if found, err := hasConf(conf); err != nil {
@@ -304,10 +326,22 @@ func (l *Lab) awaitAgent(ctx context.Context, h *host.Host, n node) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("the agent of %s is not ready: %w; the end of its log %s:\n%s",
-				h.Name(), ctx.Err(), h.LogFile(AgentProcess), tail(h.LogFile(AgentProcess), 5))
+				h.Name(), context.Cause(ctx), h.LogFile(AgentProcess), tail(h.LogFile(AgentProcess), 5))
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// failing watches the node's agent until ctx ends, and returns why it cannot become ready.
+func failing(ctx context.Context, h *host.Host) error {
+	return h.Watch(ctx, func(list []host.Status) error {
+		for _, p := range list {
+			if p.Name == AgentProcess && p.Restarts >= 3 && p.State != host.Running {
+				return fmt.Errorf("it exited with %d, %d times", p.ExitCode, p.Restarts+1)
+			}
+		}
+		return nil
+	})
 }
 
 // answers reports whether somebody listens on a unix socket in the directory.
