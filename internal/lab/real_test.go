@@ -312,3 +312,24 @@ func (w *world) until(what string, ok func() bool) {
 		}
 	}
 }
+
+// An agent that ends again and again is told of with its last words, before the time is over.
+func TestAgentThatCannotRun(t *testing.T) {
+	w := newWorld(t)
+	config := filepath.Join(t.TempDir(), "agent.yaml")
+	if err := os.WriteFile(config, []byte("paths: {run: /proc/nope}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	out, err := w.try("lab", "up", "--name", w.lab("one"), "--nodes", "1", "--config", config, "--timeout", "50s")
+	if err == nil || !strings.Contains(out, "mkdir /proc/nope") || !strings.Contains(out, "the agent of node1 is not ready: it exited with 1") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if d := time.Since(began); d > 20*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	out, err = w.try("lab", "get", "--name", w.lab("one"), "nodes")
+	if err != nil || !strings.Contains(out, "node1  NotReady") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

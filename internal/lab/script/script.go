@@ -1,7 +1,8 @@
 // Package script runs scenarios for people's CI: a txtar file with manifests and the
 // commands that apply them and say what reaches what, in a lab of its own.
 //
-// It does only what a user can do with the command line; the lab does the work.
+// It is not a test framework: it does only what a user can do with the command line,
+// and the lab does the work.
 package script
 
 import (
