@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -551,4 +552,40 @@ func TestCalm(t *testing.T) {
 	}
 	stop()
 	<-ended
+}
+
+// TestWithoutKernelBTF: the programs read no structure of the kernel's, so a kernel that tells no types will do.
+func TestWithoutKernelBTF(t *testing.T) {
+	const types = "/sys/kernel/btf"
+	if _, err := os.Stat(types); err != nil {
+		t.Skip("this kernel tells no types: every other test shows it")
+	}
+	n, _ := network(t, 1500)
+	n.open() // mounts the bpffs
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread and its mounts end here
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return err
+			}
+			if err := unix.Mount("none", types, "tmpfs", 0, ""); err != nil {
+				return err
+			}
+			if left, err := os.ReadDir(types); err != nil || len(left) > 0 {
+				return fmt.Errorf("%s: %v, %w", types, left, err)
+			}
+			d, err := New(filepath.Join(n.pins, "typeless"), n.driver.log)
+			if err != nil {
+				return err
+			}
+			return d.Close()
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
 }

@@ -74,7 +74,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 				continue // a deleted pod's, most of the time
 			}
 			time.Sleep(settle)
-			d.checkHooks(s, told, changed)
+			d.checkHooks(s, true, told, changed)
 		case <-d.wake:
 			calm.Reset(calmAfter)
 		case <-calm.C:
@@ -84,7 +84,7 @@ func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) erro
 				calm.Reset(calmPause)
 			}
 		case <-tick.C:
-			d.checkHooks(spot{}, told, changed)
+			d.checkHooks(spot{}, false, told, changed)
 		}
 	}
 }
@@ -102,7 +102,7 @@ func (d *Driver) concerns(s spot) bool {
 }
 
 // checkHooks reports each missing program at a spot once, until it is there again.
-func (d *Driver) checkHooks(at spot, told map[plan.Key]string, changed func(plan.Key, string)) {
+func (d *Driver) checkHooks(at spot, filters bool, told map[plan.Key]string, changed func(plan.Key, string)) {
 	d.apply.Lock()
 	defer d.apply.Unlock()
 	devices := map[plan.Key]hooked{}
@@ -114,7 +114,7 @@ func (d *Driver) checkHooks(at spot, told map[plan.Key]string, changed func(plan
 	}
 	d.mu.Unlock()
 	for k, h := range devices {
-		what := d.mode.missing(h)
+		what := d.mode.missing(h, filters)
 		if what != "" && told[k] != what {
 			changed(k, what)
 		}
@@ -131,13 +131,17 @@ func (d *Driver) idle() time.Duration {
 	return time.Since(d.last)
 }
 
-// missing says which of our programs is not on a device, "" for none.
-func (a *attacher) missing(h hooked) string {
+// missing says which of our programs is not on a device, "" for none. Filters cost two dumps each and cannot vanish without
+// an event, so they are not looked at from time to time.
+func (a *attacher) missing(h hooked, filters bool) string {
 	if index, err := interfaceIndex(h.dev); err != nil || index != h.index {
 		return fmt.Sprintf("device %s was deleted", h.dev)
 	}
 	for i, dir := range directions() {
 		if h.filter[i] {
+			if !filters {
+				continue
+			}
 			if ok, err := linux.HasClsact(h.index, dir.ingress); err == nil && !ok {
 				return fmt.Sprintf("the filter of weft was removed from %s %s", h.dev, dir.name)
 			}
