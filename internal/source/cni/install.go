@@ -84,7 +84,9 @@ func Conflist(socket string) ([]byte, error) {
 		Name        string   `json:"name"`
 		Plugins     []plugin `json:"plugins"`
 	}{
-		"1.0.0", []string{"0.4.0", "1.0.0", "1.1.0"}, NetworkName,
+		"1.0.0",
+		[]string{"0.4.0", "1.0.0", "1.1.0"},
+		NetworkName,
 		[]plugin{{pluginName, map[string]bool{"portMappings": true, "bandwidth": true, "ips": true, "mac": true}, socket}},
 	}, "", "  ")
 	if err != nil {

@@ -91,8 +91,10 @@ func (c *Cluster) kubeconfigOf(user string) string { return c.pki(user + ".kubec
 
 // apiServerNames are all names and addresses under which clients reach the API server.
 func (c *Cluster) apiServerNames() []string {
-	names := []string{"localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
-		"kubernetes.default.svc.cluster.local"}
+	names := []string{
+		"localhost", "127.0.0.1", "::1", "kubernetes", "kubernetes.default", "kubernetes.default.svc",
+		"kubernetes.default.svc.cluster.local",
+	}
 	for _, f := range netset.Families() {
 		for _, a := range []netip.Addr{Address(ControlPlane, f), netset.Nth(prefix(services, f), 1)} {
 			names = append(names, a.String())

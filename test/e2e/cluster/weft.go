@@ -98,8 +98,10 @@ func RenderChart(ctx context.Context, bin string, values ...string) (string, err
 	if err != nil {
 		return "", err
 	}
-	args := []string{"template", "weft", filepath.Join(root, "deploy", "chart", "weft"), "--namespace", "kube-system",
-		"--kube-version", binaries.Kubernetes}
+	args := []string{
+		"template", "weft", filepath.Join(root, "deploy", "chart", "weft"), "--namespace", "kube-system",
+		"--kube-version", binaries.Kubernetes,
+	}
 	for _, v := range values {
 		args = append(args, "--set", v)
 	}
