@@ -44,8 +44,10 @@ type proc struct {
 }
 
 func newSupervisor(spec *Spec, dir string, l net.Listener, lock *os.File) *supervisor {
-	s := &supervisor{spec: spec, dir: dir, listen: l, lock: lock,
-		waiters: map[int]chan int{}, changed: make(chan struct{})}
+	s := &supervisor{
+		spec: spec, dir: dir, listen: l, lock: lock,
+		waiters: map[int]chan int{}, changed: make(chan struct{}),
+	}
 	for _, p := range spec.Processes {
 		s.procs = append(s.procs, newProc(p))
 	}
@@ -53,8 +55,10 @@ func newSupervisor(spec *Spec, dir string, l net.Listener, lock *os.File) *super
 }
 
 func newProc(p Process) *proc {
-	return &proc{Process: p, want: !p.Down, goOn: make(chan struct{}, 1),
-		status: Status{Name: p.Name, State: Waiting, Since: time.Now()}}
+	return &proc{
+		Process: p, want: !p.Down, goOn: make(chan struct{}, 1),
+		status: Status{Name: p.Name, State: Waiting, Since: time.Now()},
+	}
 }
 
 func (s *supervisor) logf(f string, a ...any) {

@@ -21,8 +21,10 @@ func rows() []plan.Row {
 		&plan.Sysctl{By: by, Path: "net/x", Value: "1"},
 		&plan.Overlay{By: by, Name: "o", MAC: m, MTU: 1, Port: 1},
 		&plan.Rule{By: by, Family: "IPv4", Priority: 1, Table: 1},
-		&plan.PodLink{By: by, HostIf: "w", Netns: "n", IfName: "e", MAC: m, MTU: 1, Addrs: []netip.Addr{a, b},
-			Narrow: []plan.RouteMTU{{Dst: p, MTU: 1}}, Ingress: rate, Egress: rate},
+		&plan.PodLink{
+			By: by, HostIf: "w", Netns: "n", IfName: "e", MAC: m, MTU: 1, Addrs: []netip.Addr{a, b},
+			Narrow: []plan.RouteMTU{{Dst: p, MTU: 1}}, Ingress: rate, Egress: rate,
+		},
 		&plan.Neighbour{By: by, Dev: "w", Addr: a, MAC: m},
 		&plan.Route{By: by, Dst: p, Dev: "w", Via: a, Src: b, MTU: 1},
 		&plan.Masquerade{By: by, Sources: []netip.Prefix{p}, Except: []netip.Prefix{p}},

@@ -25,8 +25,11 @@ var programs = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for _, p := range [][3]string{
-		{"weft", "./cmd/weft", "N"}, {"weft-N", "./cmd/weft", "N"}, {"weft-N+1", "./cmd/weft", "N+1"},
-		{"weft-cni", "./cmd/weft-cni", "N"}, {"traffic", "./test/e2e/traffic", "N"},
+		{"weft", "./cmd/weft", "N"},
+		{"weft-N", "./cmd/weft", "N"},
+		{"weft-N+1", "./cmd/weft", "N+1"},
+		{"weft-cni", "./cmd/weft-cni", "N"},
+		{"traffic", "./test/e2e/traffic", "N"},
 	} {
 		name, pkg := p[0], p[1]
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+p[2], "-o", filepath.Join(dir, name), pkg)

@@ -72,11 +72,15 @@ func fixture(change func(*model.Config)) []model.Object {
 		&model.Node{Name: "c", Addrs: addrs("172.31.0.13"), PodCIDRs: prefixes("10.0.3.0/24", "fd00:3::/64"), VTEPMAC: model.MAC{2, 1, 1, 1, 1, 1}},
 		&model.Node{Name: "d", Addrs: addrs("fd00:172::14"), PodCIDRs: prefixes("10.0.4.0/24", "10.0.1.128/25")},
 		&model.PathMTU{Node: "c", MTU: 1400},
-		&model.Endpoint{ID: "c1/eth0", Pod: model.PodRef{Namespace: "default", Name: "web"}, Netns: "/run/netns/c1", IfName: "eth0", HostIf: "weft01",
+		&model.Endpoint{
+			ID: "c1/eth0", Pod: model.PodRef{Namespace: "default", Name: "web"}, Netns: "/run/netns/c1", IfName: "eth0", HostIf: "weft01",
 			MAC: model.MAC{2, 0, 0, 0, 0, 5}, Addrs: addrs("10.0.1.5", "fd00:1::5"),
-			HostPorts: []model.HostPort{{Protocol: "tcp", Port: 8080, PodPort: 80}, {HostIP: netip.MustParseAddr("172.30.0.11"), Protocol: "udp", Port: 53, PodPort: 53}}},
-		&model.Endpoint{ID: "c2/eth0", Pod: model.PodRef{Namespace: "default", Name: "db"}, Netns: "/run/netns/c2", IfName: "eth0", HostIf: "weft02",
-			MAC: model.MAC{2, 0, 0, 0, 0, 6}, Addrs: addrs("10.0.1.6")},
+			HostPorts: []model.HostPort{{Protocol: "tcp", Port: 8080, PodPort: 80}, {HostIP: netip.MustParseAddr("172.30.0.11"), Protocol: "udp", Port: 53, PodPort: 53}},
+		},
+		&model.Endpoint{
+			ID: "c2/eth0", Pod: model.PodRef{Namespace: "default", Name: "db"}, Netns: "/run/netns/c2", IfName: "eth0", HostIf: "weft02",
+			MAC: model.MAC{2, 0, 0, 0, 0, 6}, Addrs: addrs("10.0.1.6"),
+		},
 		&model.Pod{PodRef: model.PodRef{Namespace: "default", Name: "db"}, Node: "a", Ingress: &rate},
 	}
 }

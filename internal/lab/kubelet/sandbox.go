@@ -223,8 +223,11 @@ func loadNetwork() (*libcni.NetworkConfigList, error) {
 
 func cniArgs(s *sandbox) [][2]string {
 	return [][2]string{
-		{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", s.Namespace}, {"K8S_POD_NAME", s.Name},
-		{"K8S_POD_INFRA_CONTAINER_ID", s.ID}, {"K8S_POD_UID", s.UID},
+		{"IgnoreUnknown", "1"},
+		{"K8S_POD_NAMESPACE", s.Namespace},
+		{"K8S_POD_NAME", s.Name},
+		{"K8S_POD_INFRA_CONTAINER_ID", s.ID},
+		{"K8S_POD_UID", s.UID},
 	}
 }
 
