@@ -27,7 +27,10 @@ int from_net(struct __sk_buff *skb)
 	struct weft_packet p, inner;
 	const struct weft_local *local;
 
-	if (!s || skb->vlan_present || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
+	/* On a device that hears frames for others (promiscuous, flooded), those are not ours to deliver. */
+	if (!s || skb->vlan_present || skb->pkt_type != PACKET_HOST)
+		return TCX_NEXT;
+	if (!ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
 	if (p.proto == IPPROTO_UDP) {
 		switch (tunnel_peek(skb, s, &p, &inner)) {

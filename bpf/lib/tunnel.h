@@ -94,7 +94,9 @@ static __always_inline enum weft_inner tunnel_peek(struct __sk_buff *skb, const 
 	struct weft_tunnel *t;
 	void *data;
 
-	if (!addr_equal(&outer->dst, &s->own[addr_index(&outer->dst)]) || outer->fragment)
+	if (!s->overlay || outer->fragment) /* without tunnels of ours, VXLAN is somebody else's */
+		return INNER_NONE;
+	if (!addr_equal(&outer->dst, &s->own[addr_index(&outer->dst)]))
 		return INNER_NONE;
 	if (outer->l4 != ETH_LEN + iplen)
 		return INNER_NONE;

@@ -71,7 +71,7 @@ func paths(tb testing.TB, outer netset.Family) (*node, []path) {
 		local.dst = dst.addr(f)
 		remote.dst = netset.Nth(peer.podCIDRs()[i], 9)
 		world.dst = netset.Nth(netset.Default(f), 0x08080808)
-		arriving.src, arriving.dst = remote.dst, dst.addr(f)
+		arriving.src, arriving.dst, arriving.dstMAC = remote.dst, dst.addr(f), model.MAC{} // the loopback device's
 		add("from_pod/local", d.objs.FromPod, 250, verdictRedirect, local)
 		add("from_pod/tunnel", d.objs.FromPod, 1, verdictRedirect, remote)
 		direct := remote
@@ -79,7 +79,9 @@ func paths(tb testing.TB, outer netset.Family) (*node, []path) {
 		add("from_pod/direct", d.objs.FromPod, 250, verdictRedirect, direct)
 		add("from_pod/stack", d.objs.FromPod, 250, verdictNext, world)
 		add("from_net/local", d.objs.FromNet, 250, verdictRedirect, arriving)
-		add("from_net/other", d.objs.FromNet, 250, verdictNext, world)
+		other := world
+		other.dstMAC = model.MAC{}
+		add("from_net/other", d.objs.FromNet, 250, verdictNext, other)
 		o := netset.First(n.addrs, outer)
 		add("from_net/tunnel", d.objs.FromNet, 1, verdictRedirect, frame{
 			src: netset.First(peer.addrs, outer), dst: o, proto: protoUDP,

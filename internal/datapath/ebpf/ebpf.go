@@ -25,8 +25,7 @@ import (
 
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_prefix -type weft_remote weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -nostdinc -I../../../bpf
 
-// Driver owns what is pinned below one directory of a bpffs, and the filters named weft_* where the kernel
-// has no TCX. Apply and Sweep are called from one goroutine; the other methods from any.
+// Driver owns what is pinned below one directory of a bpffs, and the clsact filters named weft_*. Apply and Sweep are called from one goroutine; the other methods from any.
 //
 // A new driver recognises maps by their pin below maps-<layout>, links by their pin below links, named after
 // device and direction. Map entries, pins and filters that the plan does not want, and maps of another

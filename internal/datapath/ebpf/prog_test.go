@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -59,6 +60,19 @@ func (n *node) index(dev string) (i uint32) {
 		return err
 	})
 	return i
+}
+
+// mac is a device's.
+func (n *node) mac(dev string) (m model.MAC) {
+	n.t.Helper()
+	within(n.t, n.ns, func() error {
+		i, err := net.InterfaceByName(dev)
+		if err == nil {
+			copy(m[:], i.HardwareAddr)
+		}
+		return err
+	})
+	return m
 }
 
 // run runs a program on a packet that is on a device, and returns the verdict and the packet.
@@ -206,7 +220,9 @@ func TestMapped(t *testing.T) {
 		s.prog, s.dev, s.verdict, s.reason = n.driver.objs.FromPod, a.hostIf, verdictDrop, "drop_not_ip"
 		n.check(t, s)
 	}
-	arriving := with(base, func(f *frame) { f.src, f.dst = remotePod(peer, netset.V6), mapped(a) }).wide()
+	arriving := with(base, func(f *frame) {
+		f.dstMAC, f.src, f.dst = n.mac(uplink), remotePod(peer, netset.V6), mapped(a)
+	}).wide()
 	n.check(t, step{name: "arriving", prog: n.driver.objs.FromNet, dev: uplink, in: arriving, verdict: verdictNext})
 }
 
@@ -391,6 +407,8 @@ func pushPop(t *testing.T, n, peer *node, outer, f netset.Family, tos byte) {
 		if want := outerOf(n, peer, outer, inner.bytes(), out, tos); verdict != verdictRedirect || len(out) < 14 || !bytes.Equal(out[14:], want) {
 			t.Fatalf("%s: verdict %d, packet:\n%s\nwant:\n%s", way.name, int32(verdict), dump(out), dump(want))
 		}
+		to := peer.mac(uplink)
+		copy(out, to[:]) // redirect_neigh is not run here
 		pop := step{
 			name: "pop/" + way.name, prog: peer.driver.objs.FromNet, dev: uplink, in: out, verdict: verdictRedirect, reason: "local",
 			out: inner.forwarded(b.mac, gw).bytes(),
@@ -408,11 +426,11 @@ func TestFromNet(t *testing.T) {
 			t.Helper()
 			a := n.pods[0]
 			prog, gw := n.driver.objs.FromNet, model.GatewayMAC
-			plain := frame{dstMAC: model.MAC{2, 1}, src: remotePod(peer, f), dst: a.addr(f), proto: protoTCP, payload: tcp(1000, 80, 10)}
+			plain := frame{dstMAC: n.mac(uplink), src: remotePod(peer, f), dst: a.addr(f), proto: protoTCP, payload: tcp(1000, 80, 10)}
 			inner := plain
 			inner.dstMAC, inner.srcMAC = gw, gw
 			carrier := func(vni uint32, in frame) frame {
-				return frame{src: netset.First(peer.addrs, outer), dst: netset.First(n.addrs, outer), proto: protoUDP, payload: udp(40000, vxlanPort, vxlan(vni, in.bytes()))}
+				return frame{dstMAC: n.mac(uplink), src: netset.First(peer.addrs, outer), dst: netset.First(n.addrs, outer), proto: protoUDP, payload: udp(40000, vxlanPort, vxlan(vni, in.bytes()))}
 			}
 			left := func(name string, in frame, set func(*skb)) step {
 				return step{name: name, prog: prog, dev: uplink, in: in.bytes(), set: set, verdict: verdictNext}
@@ -448,9 +466,25 @@ func TestFromNet(t *testing.T) {
 				left("carrier of half an IP header", with(good, func(f *frame) { f.payload = f.payload[:8+8+14+10] }), nil),
 				left("to nobody", with(plain, func(x *frame) { x.dst = netset.First(n.addrs, f) }), nil),
 				{name: "direct, last hop", prog: prog, dev: uplink, in: with(plain, func(f *frame) { f.ttl = 1 }).bytes(), verdict: verdictNext, reason: "stack_ttl"},
-				{name: "not IP", prog: prog, dev: uplink, in: ethernet(gw, gw, etherARP, make([]byte, 46)), verdict: verdictNext},
+				left("direct, to another MAC", with(plain, func(f *frame) { f.dstMAC = gw }), nil),
+				left("tunnelled, to another MAC", with(good, func(f *frame) { f.dstMAC = gw }), nil),
+				left("direct, to everybody", with(plain, func(f *frame) { f.dstMAC = model.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }), nil),
+				{name: "not IP", prog: prog, dev: uplink, in: ethernet(n.mac(uplink), gw, etherARP, make([]byte, 46)), verdict: verdictNext},
 			}
 		})
+	}
+}
+
+// TestForeignTunnel: on a node without tunnels of ours, VXLAN on the same port is somebody else's.
+func TestForeignTunnel(t *testing.T) {
+	n, peer := lone(t, netset.V4, false)
+	for _, vni := range []uint32{1, 77} {
+		inner := frame{srcMAC: model.GatewayMAC, src: remotePod(peer, netset.V4), dst: n.pods[0].addr(netset.V4), proto: protoTCP, payload: tcp(1000, 80, 10)}
+		in := frame{
+			dstMAC: n.mac(uplink), src: netip.MustParseAddr("192.168.7.99"), dst: n.addr(netset.V4), proto: protoUDP,
+			payload: udp(40000, vxlanPort, vxlan(vni, inner.bytes())),
+		}
+		n.check(t, step{name: fmt.Sprint("VNI ", vni), prog: n.driver.objs.FromNet, dev: uplink, in: in.bytes(), verdict: verdictNext})
 	}
 }
 
