@@ -13,29 +13,29 @@ import (
 // when it was called: sockets and namespace handles, mounts of the process below the directories, links
 // and nft tables of the namespaces, and files below the directories. Call it after making the namespaces and before
 // making the subject. It cannot be used in tests that run in parallel with others of the process.
-func NoLeaks(t testing.TB, in []*Netns, dirs ...string) {
-	t.Helper()
-	before := held(t, in, dirs)
-	t.Cleanup(func() {
+func NoLeaks(tb testing.TB, in []*Netns, dirs ...string) {
+	tb.Helper()
+	before := held(tb, in, dirs)
+	tb.Cleanup(func() {
 		var after []string
 		// Namespaces and links die asynchronously, so what is left may be on its way out.
 		for range 50 {
-			if after = held(t, in, dirs); slices.Equal(before, after) {
+			if after = held(tb, in, dirs); slices.Equal(before, after) {
 				return
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
-		t.Errorf("left behind:\n  before: %s\n  after:  %s", strings.Join(before, "\n          "), strings.Join(after, "\n          "))
+		tb.Errorf("left behind:\n  before: %s\n  after:  %s", strings.Join(before, "\n          "), strings.Join(after, "\n          "))
 	})
 }
 
 // held lists what NoLeaks compares, sorted, one thing a line.
-func held(t testing.TB, in []*Netns, dirs []string) []string {
-	t.Helper()
+func held(tb testing.TB, in []*Netns, dirs []string) []string {
+	tb.Helper()
 	var out []string
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, fd := range fds {
 		to, err := os.Readlink("/proc/self/fd/" + fd.Name())
@@ -47,12 +47,12 @@ func held(t testing.TB, in []*Netns, dirs []string) []string {
 		if n.file == nil {
 			continue
 		}
-		for line := range strings.Lines(n.Run(t, "ip", "-o", "link")) {
+		for line := range strings.Lines(n.Run(tb, "ip", "-o", "link")) {
 			_, rest, _ := strings.Cut(line, ": ")
 			name, _, _ := strings.Cut(rest, ": ")
 			out = append(out, n.path+" link "+name)
 		}
-		for line := range strings.Lines(n.Run(t, "nft", "list", "tables")) {
+		for line := range strings.Lines(n.Run(tb, "nft", "list", "tables")) {
 			out = append(out, n.path+" "+strings.TrimSpace(line))
 		}
 	}
@@ -66,7 +66,7 @@ func held(t testing.TB, in []*Netns, dirs []string) []string {
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
 		for _, dir := range dirs {

@@ -8,6 +8,7 @@ package testkit
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,41 +32,41 @@ type Netns struct {
 }
 
 // RequireRoot skips the test for anyone but root.
-func RequireRoot(t testing.TB) {
-	t.Helper()
+func RequireRoot(tb testing.TB) {
+	tb.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root")
+		tb.Skip("needs root")
 	}
 }
 
 // New makes an anonymous namespace with its loopback up. It is gone when the test ends.
-func New(t testing.TB) *Netns {
-	t.Helper()
-	RequireRoot(t)
+func New(tb testing.TB) *Netns {
+	tb.Helper()
+	RequireRoot(tb)
 	f, err := newNetns()
 	if err != nil {
-		t.Fatalf("make a network namespace: %v", err)
+		tb.Fatalf("make a network namespace: %v", err)
 	}
 	n := &Netns{file: f, path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())}
-	t.Cleanup(n.Delete)
-	n.Run(t, "ip", "link", "set", "lo", "up")
+	tb.Cleanup(n.Delete)
+	n.Run(tb, "ip", "link", "set", "lo", "up")
 	return n
 }
 
 // Named makes a namespace that `ip netns exec NAME` finds. It is gone when the test ends.
-func Named(t testing.TB, name string) *Netns {
-	t.Helper()
-	n := New(t)
+func Named(tb testing.TB, name string) *Netns {
+	tb.Helper()
+	n := New(tb)
 	path := filepath.Join(NamedDir, name)
 	if err := os.MkdirAll(NamedDir, 0o755); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := os.WriteFile(path, nil, 0o444); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if err := unix.Mount(n.path, path, "", unix.MS_BIND, ""); err != nil {
 		_ = os.Remove(path)
-		t.Fatalf("bind %s to %s: %v", n.path, path, err)
+		tb.Fatalf("bind %s to %s: %v", n.path, path, err)
 	}
 	n.name, n.path = name, path
 	return n
@@ -116,38 +117,38 @@ func (n *Netns) Delete() {
 
 // Do runs f in the namespace on the calling goroutine, so f may fail the test. Goroutines that f starts run
 // outside: what they need must be opened by f itself.
-func (n *Netns) Do(t testing.TB, f func()) {
-	t.Helper()
+func (n *Netns) Do(tb testing.TB, f func()) {
+	tb.Helper()
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		runtime.UnlockOSThread()
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer home.Close()
 	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
-		t.Fatalf("enter %s: %v", n.path, err)
+		tb.Fatalf("enter %s: %v", n.path, err)
 	}
 	defer leave(home)
 	f()
 }
 
 // start starts a command whose process is in the namespace.
-func (n *Netns) start(t testing.TB, cmd *exec.Cmd) error {
-	t.Helper()
+func (n *Netns) start(tb testing.TB, cmd *exec.Cmd) error {
+	tb.Helper()
 	var err error
-	n.Do(t, func() { err = cmd.Start() })
+	n.Do(tb, func() { err = cmd.Start() })
 	return err
 }
 
 // Try runs a command in the namespace and returns its output, both streams.
-func (n *Netns) Try(t testing.TB, name string, args ...string) (string, error) {
-	t.Helper()
-	cmd := exec.Command(name, args...)
+func (n *Netns) Try(tb testing.TB, name string, args ...string) (string, error) {
+	tb.Helper()
+	cmd := exec.CommandContext(context.Background(), name, args...) // cleanups run commands when the test's own context has ended
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := n.start(t, cmd); err != nil {
+	if err := n.start(tb, cmd); err != nil {
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	if err := cmd.Wait(); err != nil {
@@ -157,39 +158,39 @@ func (n *Netns) Try(t testing.TB, name string, args ...string) (string, error) {
 }
 
 // Run is Try for a command that must succeed.
-func (n *Netns) Run(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	out, err := n.Try(t, name, args...)
+func (n *Netns) Run(tb testing.TB, name string, args ...string) string {
+	tb.Helper()
+	out, err := n.Try(tb, name, args...)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return out
 }
 
 // IP runs `ip` with the words of a line.
-func (n *Netns) IP(t testing.TB, line string) string {
-	t.Helper()
-	return n.Run(t, "ip", strings.Fields(line)...)
+func (n *Netns) IP(tb testing.TB, line string) string {
+	tb.Helper()
+	return n.Run(tb, "ip", strings.Fields(line)...)
 }
 
 // Sysctl writes a value below /proc/sys of the namespace: Sysctl(t, "net/ipv4/ip_forward", "1").
-func (n *Netns) Sysctl(t testing.TB, path, value string) {
-	t.Helper()
-	n.Do(t, func() {
+func (n *Netns) Sysctl(tb testing.TB, path, value string) {
+	tb.Helper()
+	n.Do(tb, func() {
 		if err := os.WriteFile("/proc/sys/"+path, []byte(value), 0o644); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	})
 }
 
 // ReadSysctl returns a value below /proc/sys of the namespace.
-func (n *Netns) ReadSysctl(t testing.TB, path string) string {
-	t.Helper()
+func (n *Netns) ReadSysctl(tb testing.TB, path string) string {
+	tb.Helper()
 	var out []byte
-	n.Do(t, func() {
+	n.Do(tb, func() {
 		var err error
 		if out, err = os.ReadFile("/proc/sys/" + path); err != nil {
-			t.Fatal(err)
+			tb.Fatal(err)
 		}
 	})
 	return strings.TrimSpace(string(out))
@@ -197,25 +198,25 @@ func (n *Netns) ReadSysctl(t testing.TB, path string) string {
 
 // Veth joins two namespaces by a veth pair; both ends are up, without DAD, and have the given
 // addresses ("10.0.0.1/24", "fd00::1/64").
-func Veth(t testing.TB, a *Netns, aName string, aAddrs []string, b *Netns, bName string, bAddrs []string) {
-	t.Helper()
-	a.Run(t, "ip", "link", "add", aName, "type", "veth", "peer", "name", bName, "netns", b.procPath())
+func Veth(tb testing.TB, a *Netns, aName string, aAddrs []string, b *Netns, bName string, bAddrs []string) {
+	tb.Helper()
+	a.Run(tb, "ip", "link", "add", aName, "type", "veth", "peer", "name", bName, "netns", b.procPath())
 	for _, end := range []struct {
 		ns    *Netns
 		name  string
 		addrs []string
 	}{{a, aName, aAddrs}, {b, bName, bAddrs}} {
-		end.ns.Sysctl(t, "net/ipv6/conf/"+end.name+"/accept_dad", "0")
+		end.ns.Sysctl(tb, "net/ipv6/conf/"+end.name+"/accept_dad", "0")
 		for _, x := range end.addrs {
 			args := []string{"addr", "add", x, "dev", end.name}
 			if strings.Contains(x, ":") {
 				args = append(args, "nodad")
 			}
-			end.ns.Run(t, "ip", args...)
+			end.ns.Run(tb, "ip", args...)
 		}
 	}
-	a.IP(t, "link set "+aName+" up")
-	b.IP(t, "link set "+bName+" up")
+	a.IP(tb, "link set "+aName+" up")
+	b.IP(tb, "link set "+bName+" up")
 }
 
 // procPath is a path of the namespace that `ip` takes for a name.

@@ -42,13 +42,13 @@ type node struct {
 	want   view
 }
 
-func newNode(t testing.TB) *node {
-	t.Helper()
-	n := &node{Netns: testkit.New(t), t: t, want: view{}}
-	n.IP(t, "addr add 192.0.2.1/32 dev lo")
-	n.IP(t, "addr add fd99::1/128 dev lo nodad") // lest the host sends from ::1 until the address is checked
+func newNode(tb testing.TB) *node {
+	tb.Helper()
+	n := &node{Netns: testkit.New(tb), t: tb, want: view{}}
+	n.IP(tb, "addr add 192.0.2.1/32 dev lo")
+	n.IP(tb, "addr add fd99::1/128 dev lo nodad") // lest the host sends from ::1 until the address is checked
 	n.restart()
-	t.Cleanup(func() { _ = n.driver.Close() })
+	tb.Cleanup(func() { _ = n.driver.Close() })
 	n.apply(
 		&plan.Sysctl{Path: "net/ipv4/ip_forward", Value: "1"},
 		&plan.Sysctl{Path: "net/ipv6/conf/all/forwarding", Value: "1"},
@@ -64,7 +64,7 @@ func (n *node) restart() {
 	}
 	n.Do(n.t, func() {
 		var err error
-		if n.driver, err = linux.New(slog.New(slog.NewTextHandler(io.Discard, nil))); err != nil {
+		if n.driver, err = linux.New(slog.New(slog.DiscardHandler)); err != nil {
 			n.t.Fatal(err)
 		}
 	})
@@ -146,18 +146,18 @@ func podRows(l *plan.PodLink) []plan.Row {
 }
 
 // reach sends a line by TCP from one namespace to an address in another, and expects it back.
-func reach(t testing.TB, from, to *testkit.Netns, addr netip.Addr) {
-	t.Helper()
-	if err := tryReach(t, from, to, addr); err != nil {
-		t.Errorf("%s: %v", addr, err)
+func reach(tb testing.TB, from, to *testkit.Netns, addr netip.Addr) {
+	tb.Helper()
+	if err := tryReach(tb, from, to, addr); err != nil {
+		tb.Errorf("%s: %v", addr, err)
 	}
 }
 
-func tryReach(t testing.TB, from, to *testkit.Netns, addr netip.Addr) error {
-	t.Helper()
+func tryReach(tb testing.TB, from, to *testkit.Netns, addr netip.Addr) error {
+	tb.Helper()
 	var l net.Listener
 	var err error
-	to.Do(t, func() { l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 0))) })
+	to.Do(tb, func() { l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 0))) })
 	if err != nil {
 		return err
 	}
@@ -169,7 +169,7 @@ func tryReach(t testing.TB, from, to *testkit.Netns, addr netip.Addr) error {
 		}
 	}()
 	var c net.Conn
-	from.Do(t, func() { c, err = net.DialTimeout("tcp", l.Addr().String(), 3*time.Second) })
+	from.Do(tb, func() { c, err = net.DialTimeout("tcp", l.Addr().String(), 3*time.Second) })
 	if err != nil {
 		return err
 	}
@@ -183,20 +183,20 @@ func tryReach(t testing.TB, from, to *testkit.Netns, addr netip.Addr) error {
 }
 
 // has fails the test unless out contains every word.
-func has(t testing.TB, out string, words ...string) {
-	t.Helper()
+func has(tb testing.TB, out string, words ...string) {
+	tb.Helper()
 	for _, w := range words {
 		if !strings.Contains(out, w) {
-			t.Errorf("%q is not in:\n%s", w, out)
+			tb.Errorf("%q is not in:\n%s", w, out)
 		}
 	}
 }
 
-func hasNot(t testing.TB, out string, words ...string) {
-	t.Helper()
+func hasNot(tb testing.TB, out string, words ...string) {
+	tb.Helper()
 	for _, w := range words {
 		if strings.Contains(out, w) {
-			t.Errorf("%q is in:\n%s", w, out)
+			tb.Errorf("%q is in:\n%s", w, out)
 		}
 	}
 }

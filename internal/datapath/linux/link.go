@@ -13,7 +13,7 @@ import (
 
 const overlayAlias = AliasPrefix + "overlay"
 
-func podAlias(l *plan.PodLink) string { return AliasPrefix + l.By.Name }
+func podAlias(l *plan.PodLink) string { return AliasPrefix + l.Name }
 
 // ours reports whether we made the link. One that has no alias yet was left by an agent that died just then.
 func ours(l *rtnl.Link) bool {

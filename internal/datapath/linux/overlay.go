@@ -112,10 +112,7 @@ func (a *apply) repairOverlay(o *plan.Overlay, l *rtnl.Link) error {
 
 // rival names the VXLAN device that has the port, as an error; nil if none is found.
 func (a *apply) rival(o *plan.Overlay) error {
-	all, err := a.nl.Links()
-	if err != nil {
-		return nil // the error that led here is told
-	}
+	all, _ := a.nl.Links() // the error that led here is told
 	for _, l := range all {
 		if v := parseVXLAN(l.Data); l.Kind == "vxlan" && l.Name != o.Name && v.port == int(o.Port) {
 			return fmt.Errorf("UDP port %d belongs to VXLAN device %s: delete it or set backend.port", o.Port, l.Name)

@@ -69,7 +69,7 @@ func (a *apply) createPodLink(l *plan.PodLink) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(ns)
+	defer func() { _ = unix.Close(ns) }()
 	// Nothing but a question may follow in the same batch: the kernel would go on after a failure and change the
 	// link that has the name.
 	rep := a.nl.Do(vethRequest(l, ns), rtnl.GetLink(0, l.HostIf))
@@ -211,7 +211,7 @@ func (a *apply) repairPodLink(l *plan.PodLink, host *rtnl.Link) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(ns)
+	defer func() { _ = unix.Close(ns) }()
 	in, err := a.enterPod(l, ns)
 	if err != nil {
 		return err

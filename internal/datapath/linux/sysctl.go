@@ -79,7 +79,7 @@ func readSysctl(path string) (string, error) {
 	if err != nil {
 		return "", &os.PathError{Op: "open", Path: sysPath(path), Err: err}
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	b := make([]byte, 256)
 	n, err := unix.Read(fd, b)
 	if err != nil {
@@ -94,7 +94,7 @@ func writeSysctl(path, value string) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: sysPath(path), Err: err}
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if _, err := unix.Write(fd, []byte(value)); err != nil {
 		return &os.PathError{Op: "write", Path: sysPath(path), Err: err}
 	}

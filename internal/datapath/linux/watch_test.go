@@ -168,20 +168,21 @@ func TestWatchRepairs(t *testing.T) {
 }
 
 // state is what the kernel holds of ours, as ip prints it, without what may differ.
-func (n *node) state(t testing.TB) string {
+func (n *node) state(tb testing.TB) string {
+	tb.Helper()
 	var out strings.Builder
 	for _, line := range []string{"-4 route show proto 119", "-6 route show proto 119", "-4 neigh show nud permanent", "-6 neigh show nud permanent"} {
-		out.WriteString(n.IP(t, line))
+		out.WriteString(n.IP(tb, line))
 	}
 	for _, line := range []string{"-4 rule", "-6 rule"} {
-		for rule := range strings.Lines(n.IP(t, line)) {
+		for rule := range strings.Lines(n.IP(tb, line)) {
 			if strings.Contains(rule, "lookup main") {
 				out.WriteString(strings.ReplaceAll(rule, " proto 119", ""))
 			}
 		}
 	}
 	for _, dev := range []string{"weftb", "weft-vxlan"} {
-		got, err := n.Try(t, "ip", "-o", "link", "show", dev)
+		got, err := n.Try(tb, "ip", "-o", "link", "show", dev)
 		if err != nil {
 			got = dev + " is gone"
 		}
@@ -191,7 +192,7 @@ func (n *node) state(t testing.TB) string {
 		out.WriteString(got + "\n")
 	}
 	for _, s := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter"} {
-		out.WriteString(s + "=" + n.ReadSysctl(t, s) + "\n")
+		out.WriteString(s + "=" + n.ReadSysctl(tb, s) + "\n")
 	}
 	return out.String()
 }

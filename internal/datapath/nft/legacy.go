@@ -51,7 +51,7 @@ func (l legacy) drops() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("open a socket for %s: %w", l.command, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	info := make([]byte, infoSize)
 	copy(info, "filter")
 	if err := getsockopt(fd, l.level, getInfo, info); err != nil {

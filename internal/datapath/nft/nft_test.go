@@ -54,6 +54,7 @@ type node struct {
 
 // modes runs a test with the table owned and not.
 func modes(t *testing.T, f func(t *testing.T, n *node)) {
+	t.Helper()
 	testkit.RequireRoot(t)
 	for name, plain := range map[string]bool{"owned": false, "shared": true} {
 		t.Run(name, func(t *testing.T) { f(t, newNode(t, plain)) })
@@ -65,27 +66,28 @@ const (
 	outAddr, outAddrSix   = "172.30.0.9", "fd00:172::9"
 )
 
-func newNode(t testing.TB, plain bool) *node {
-	n := &node{TB: t, host: testkit.New(t), out: testkit.New(t), plain: plain}
-	testkit.Veth(t, n.host, "eth0", []string{hostAddr + "/24", hostAddrSix + "/64"}, n.out, "eth0", []string{outAddr + "/24", outAddrSix + "/64"})
+func newNode(tb testing.TB, plain bool) *node {
+	tb.Helper()
+	n := &node{TB: tb, host: testkit.New(tb), out: testkit.New(tb), plain: plain}
+	testkit.Veth(tb, n.host, "eth0", []string{hostAddr + "/24", hostAddrSix + "/64"}, n.out, "eth0", []string{outAddr + "/24", outAddrSix + "/64"})
 	for _, s := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		n.host.Sysctl(t, s, "1")
+		n.host.Sysctl(tb, s, "1")
 	}
 	for i := range 2 {
-		p := testkit.New(t)
+		p := testkit.New(tb)
 		link := fmt.Sprintf("weft%d", i)
-		testkit.Veth(t, n.host, link, []string{fmt.Sprintf("10.0.%d.1/24", i), fmt.Sprintf("fd00:%d::1/64", i)}, p, "eth0",
+		testkit.Veth(tb, n.host, link, []string{fmt.Sprintf("10.0.%d.1/24", i), fmt.Sprintf("fd00:%d::1/64", i)}, p, "eth0",
 			[]string{fmt.Sprintf("10.0.%d.5/24", i), fmt.Sprintf("fd00:%d::5/64", i)})
-		p.IP(t, fmt.Sprintf("route add default via 10.0.%d.1", i))
-		p.IP(t, fmt.Sprintf("-6 route add default via fd00:%d::1", i))
-		n.host.Sysctl(t, "net/ipv4/conf/"+link+"/route_localnet", "1")
+		p.IP(tb, fmt.Sprintf("route add default via 10.0.%d.1", i))
+		p.IP(tb, fmt.Sprintf("-6 route add default via fd00:%d::1", i))
+		n.host.Sysctl(tb, "net/ipv4/conf/"+link+"/route_localnet", "1")
 		n.pods = append(n.pods, p)
 	}
 	// The outside knows the way to pods, so that what is not masqueraded arrives with the pod's address.
-	n.out.IP(t, "route add 10.0.0.0/16 via "+hostAddr)
-	n.out.IP(t, "-6 route add fd00:0:0::/32 via "+hostAddrSix)
+	n.out.IP(tb, "route add 10.0.0.0/16 via "+hostAddr)
+	n.out.IP(tb, "-6 route add fd00:0:0::/32 via "+hostAddrSix)
 	n.open()
-	t.Cleanup(func() { _ = n.d.Close() })
+	tb.Cleanup(func() { _ = n.d.Close() })
 	return n
 }
 
@@ -187,7 +189,7 @@ func (n *node) ask(ns *testkit.Netns, network, to string) string {
 
 func (n *node) expect(what string, ns *testkit.Netns, network, to, want string) {
 	n.Helper()
-	if got := n.ask(ns, network, to); got != want && !(want == "error" && strings.HasPrefix(got, "error")) {
+	if got := n.ask(ns, network, to); got != want && (want != "error" || !strings.HasPrefix(got, "error")) {
 		n.Errorf("%s: %s %s answers %q, want %q\n%s", what, network, to, got, want, n.host.Run(n, "nft", "list", "table", "inet", "weft-nat"))
 	}
 }
@@ -223,6 +225,7 @@ func TestMasquerade(t *testing.T) {
 }
 
 func testMasquerade(t *testing.T, n *node) {
+	t.Helper()
 	for _, network := range []string{"tcp", "udp"} {
 		n.serve(n.out, network, ":80")
 		n.serve(n.pods[1], network, ":80")
@@ -249,6 +252,7 @@ func TestHostPort(t *testing.T) {
 }
 
 func testHostPort(t *testing.T, n *node) {
+	t.Helper()
 	n.serve(n.host, "tcp", "127.0.0.1:9")
 	for _, network := range []string{"tcp", "udp"} {
 		for _, p := range n.pods {
@@ -283,6 +287,7 @@ func TestRefusal(t *testing.T) {
 }
 
 func testRefusal(t *testing.T, n *node) {
+	t.Helper()
 	good, mixed, odd := hostPort("tcp", "", 80, "10.0.0.5:80"), hostPort("tcp", "10.9.9.9", 7, "[fd00::5]:80"), hostPort("igmp", "", 7, "10.0.0.5:80")
 	n.host.Do(t, func() {
 		rows := []plan.Row{good, mixed, odd}
@@ -305,6 +310,7 @@ func TestRestart(t *testing.T) {
 }
 
 func testRestart(t *testing.T, n *node) {
+	t.Helper()
 	rows := []plan.Row{masquerade("0.0.0.0/0", "224.0.0.0/4"), hostPort("tcp", "", 8080, "10.0.0.5:80"), hostPort("sctp", "fd00::9", 7, "[fd00::5]:80")}
 	n.apply(rows...)
 	handles := n.host.Run(t, "nft", "-a", "list", "table", "inet", "weft-nat")
@@ -342,6 +348,7 @@ func TestWatch(t *testing.T) {
 }
 
 func testWatch(t *testing.T, n *node) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	found := make(chan string, 16)
 	var wg sync.WaitGroup
@@ -403,6 +410,7 @@ func TestForeign(t *testing.T) {
 }
 
 func testForeign(t *testing.T, n *node) {
+	t.Helper()
 	n.apply(masquerade())
 	look := func() (drops, nat []string) {
 		n.host.Do(t, func() {

@@ -25,11 +25,12 @@ import (
 var update = flag.Bool("update", false, "write the goldens")
 
 // empty is a driver in a namespace with nothing else.
-func empty(t testing.TB, plain bool) *node {
-	testkit.RequireRoot(t)
-	n := &node{TB: t, host: testkit.New(t), plain: plain}
+func empty(tb testing.TB, plain bool) *node {
+	tb.Helper()
+	testkit.RequireRoot(tb)
+	n := &node{TB: tb, host: testkit.New(tb), plain: plain}
 	n.open()
-	t.Cleanup(func() { _ = n.d.Close() })
+	tb.Cleanup(func() { _ = n.d.Close() })
 	return n
 }
 
@@ -188,6 +189,7 @@ func TestLarge(t *testing.T) {
 func TestStaleFlows(t *testing.T) { modes(t, testStaleFlows) }
 
 func testStaleFlows(t *testing.T, n *node) {
+	t.Helper()
 	for i, p := range n.pods {
 		name := fmt.Sprintf("pod%d", i)
 		p.Do(t, func() {

@@ -91,7 +91,7 @@ func (s *socket) claim() error {
 	return fmt.Errorf("claim table inet %s: %w", TableName, err)
 }
 
-var errNoOwner = errors.New("tables cannot be owned") //nolint:gochecknoglobals // a sentinel
+var errNoOwner = errors.New("tables cannot be owned")
 
 // listen reports changes of nf_tables until ctx ends: ours is whether others changed our table, or may have.
 func (s *socket) listen(ctx context.Context, changed func(ours bool)) error {
@@ -99,7 +99,7 @@ func (s *socket) listen(ctx context.Context, changed func(ours bool)) error {
 	if err != nil {
 		return fmt.Errorf("open nf_tables for watching: %w", err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	_ = conn.SetReadBuffer(4 << 20) // for a burst; more than the kernel allows is only less
 	if err := conn.JoinGroup(groupNft); err != nil {
 		return fmt.Errorf("watch nf_tables: %w", err)

@@ -172,13 +172,13 @@ func read(conn *nftables.Conn) (e elements, whole bool, err error) {
 		}
 		rs, err := conn.GetRules(t, c)
 		if err != nil || len(rs) != len(rules[c.Name]) {
-			return e, false, nil
+			return e, false, nil //nolint:nilerr // what cannot be read is written anew
 		}
 	}
 	for _, set := range sets(t) {
 		els, err := conn.GetSetElements(set)
 		if err != nil {
-			return e, false, nil
+			return e, false, nil //nolint:nilerr // as above
 		}
 		s := map[string]string{}
 		for _, el := range els {

@@ -26,7 +26,7 @@ func InNetns(fd int, f func() error) error {
 		runtime.UnlockOSThread()
 		return err
 	}
-	defer unix.Close(back)
+	defer func() { _ = unix.Close(back) }()
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter a network namespace: %w", err)
