@@ -23,6 +23,7 @@ type options struct {
 	kernels  []string // series, "6.1"
 	packages []string
 	run      string        // of go test
+	skip     string        // of go test
 	memory   string        // of qemu, "1G"
 	cpus     int           // emulated
 	timeout  time.Duration // of one machine
@@ -44,9 +45,10 @@ func main() {
 	kernels := flag.String("kernel", "6.1,6.12", "kernel series, comma-separated")
 	pkgs := flag.String("pkg", strings.Join(packages(), ","), "packages, comma-separated")
 	flag.StringVar(&o.run, "run", "", "regular expression of test names")
+	flag.StringVar(&o.skip, "skip", "", "regular expression of test names that are left out")
 	flag.StringVar(&o.memory, "memory", "1536M", "memory of the machine")
 	flag.IntVar(&o.cpus, "cpus", 1, "processors of the machine; 6.1 does not boot with more")
-	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "limit for one machine")
+	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "limit for one machine")
 	flag.BoolVar(&o.verbose, "v", false, "show every line that the tests print")
 	flag.Parse()
 	o.kernels, o.packages = strings.Split(*kernels, ","), strings.Split(*pkgs, ",")

@@ -54,7 +54,7 @@ func build(ctx context.Context, dir string, o options) (suite, error) {
 		f := strings.Fields(string(out))
 		t := testBinary{
 			Package: f[0], source: f[1], Dir: path.Join("/src", f[0]), binary: filepath.Join(dir, fmt.Sprintf("%d.test", i)),
-			Args: []string{"-test.v", "-test.run=" + o.run, "-test.timeout=" + o.timeout.String()},
+			Args: []string{"-test.v", "-test.run=" + o.run, "-test.skip=" + o.skip, "-test.timeout=" + o.timeout.String()},
 		}
 		if err := gobuild("test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", t.binary, f[0]); err != nil {
 			return s, err
