@@ -30,17 +30,29 @@ type bucket struct {
 	burst, limit uint32
 }
 
+// Bounds of bursts, in bytes, and the rate from which on a burst holds a superpacket.
+const (
+	burstLeast = 16 << 10
+	burstMost  = 4 << 20
+	// superpacket is 64 KiB and what the queue counts for the headers of its segments.
+	superpacket = 80 << 10
+	superRate   = 10e6 / 8 // bytes per second
+)
+
 // newBucket chooses what the rate leaves open. The burst is 10 ms of the rate: short enough that a second's
-// mean is within a percent of the rate, long enough for one softirq's worth of packets and, from 50 Mbit/s on, for a whole
-// 64 KiB superpacket, so that it need not be segmented. The queue holds 50 ms beyond that: less makes a loss-based sender
-// idle after each loss, more is delay for everybody else of the pod.
+// mean is within a percent of the rate, long enough for one softirq's worth of packets. From 10 Mbit/s on it holds a whole
+// superpacket, so that none need be segmented (65 ms at that rate). The queue holds 50 ms beyond that: less makes a
+// loss-based sender idle after each loss, more is delay for everybody else of the pod.
 func newBucket(r model.Rate, mtu int) bucket {
-	const least, most = 16 << 10, 4 << 20
 	bytesPerSecond := r.Bits / 8
 	b := bucket{rate: max(bytesPerSecond, 1)}
 	burst := r.Burst / 8
 	if burst == 0 {
-		burst = min(max(bytesPerSecond/100, least), most)
+		least := uint64(burstLeast)
+		if bytesPerSecond >= superRate {
+			least = superpacket
+		}
+		burst = min(max(bytesPerSecond/100, least), burstMost)
 	}
 	b.burst = uint32(min(max(burst, uint64(2*mtu)), math.MaxInt32))
 	b.limit = uint32(min(uint64(b.burst)+max(bytesPerSecond/20, 128<<10), math.MaxInt32))
@@ -84,8 +96,8 @@ func (a *apply) shape(nl *rtnl.Conn, dev *rtnl.Link, rate model.Rate, mtu int) e
 		if old.is(b) {
 			return nil
 		}
-		if handle = old.handle; old.burst() > uint64(b.burst) {
-			// A packet that is larger than the new burst would never leave the queue. Another handle makes a new queue.
+		if handle = old.handle; old.burst() > uint64(b.burst) && b.burst < superpacket {
+			// A queued packet that is larger than the new burst would never leave. Another handle makes a new, empty queue.
 			handle = tcHandle + tcOther - old.handle
 		}
 	}

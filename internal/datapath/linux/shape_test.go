@@ -114,14 +114,29 @@ func TestShaping(t *testing.T) {
 	up, stop := stream(t, a, n.Netns, addrs("192.0.2.1")[0])
 	within10(t, "egress", up, 1e6)
 	stop()
+	// From a burst of superpackets to a small one while the queue is full: it must not stand still.
+	l.Egress.Bits = 50e6
+	n.apply(l)
+	up, stop = stream(t, a, n.Netns, addrs("192.0.2.1")[0])
+	_ = rate(up, 300*time.Millisecond)
+	l.Egress.Bits = 2e6
+	n.apply(l)
+	within10(t, "egress, from many superpackets to none", up, 2e6)
+	stop()
 }
 
+// within10 expects a rate of TCP payload within 10 %. On a busy machine a receiver may be late, and then catch up, so
+// there are several windows.
 func within10(t *testing.T, what string, received *atomic.Int64, want float64) {
 	t.Helper()
 	_ = rate(received, time.Second) // a new queue fills, or the old one drains at the new rate
-	got := rate(received, 2*time.Second)
-	t.Logf("%s %.0f Mbit/s: got %.2f (%+.1f %%)", what, want/1e6, got/1e6, (got/want-1)*100)
-	if got < 0.9*want || got > 1.1*want {
-		t.Errorf("%s: %.2f Mbit/s, want %.0f", what, got/1e6, want/1e6)
+	var got float64
+	for range 5 {
+		got = rate(received, 2*time.Second)
+		t.Logf("%s %.0f Mbit/s: got %.2f (%+.1f %%)", what, want/1e6, got/1e6, (got/want-1)*100)
+		if got >= 0.9*want && got <= 1.1*want {
+			return
+		}
 	}
+	t.Errorf("%s: %.2f Mbit/s, want %.0f", what, got/1e6, want/1e6)
 }
