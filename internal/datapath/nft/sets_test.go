@@ -66,6 +66,7 @@ func TestGolden(t *testing.T) {
 // TestTwoAgents: the second one is told, and takes over when the first is gone. Nothing is missing in between.
 func TestTwoAgents(t *testing.T) {
 	n := empty(t, false)
+	n.needOwner()
 	rows := []plan.Row{masquerade(), hostPort("tcp", "", 8080, "10.0.0.5:80")}
 	n.apply(rows...)
 	if f := n.d.Features(); len(f) != 1 || f[0].State != "active" {
