@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -165,6 +166,69 @@ func TestWatchRepairs(t *testing.T) {
 			t.Errorf("an own change was reported: %s", line)
 		}
 	}
+}
+
+// TestWatchLostEvents: when more happens than the kernel keeps for us, everything is looked at again.
+func TestWatchLostEvents(t *testing.T) {
+	n, pod := newNode(t), testkit.New(t)
+	l := podLink(pod, 1)
+	n.apply(podRows(l)...)
+	ctx, cancel := context.WithCancel(context.Background())
+	told := make(chan string)
+	ended := make(chan error)
+	go func() {
+		ended <- n.driver.Watch(ctx, func(_ plan.Key, what string) {
+			select {
+			case told <- what: // Watch stands still until somebody listens
+			case <-ctx.Done():
+			}
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+	await := func(want string) {
+		t.Helper()
+		for {
+			select {
+			case what := <-told:
+				if strings.Contains(what, want) {
+					return
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatalf("%q was not told", want)
+			}
+		}
+	}
+	// It listens, and then it does not: the first report is held up until the storm is over.
+	within(t, "the watch listens", func() error {
+		n.IP(t, "route replace 10.9.0.1/32 dev lo")
+		n.IP(t, "route replace 10.9.0.1/32 dev weftb proto 119 scope link")
+		n.IP(t, "route del 10.9.0.1/32")
+		select {
+		case <-told:
+			return nil
+		case <-time.After(50 * time.Millisecond):
+			return errors.New("nothing was told")
+		}
+	})
+	n.apply(podRows(l)...)
+	n.IP(t, "neigh del 10.9.0.1 dev weftb")
+	var storm strings.Builder
+	for i := range 30_000 {
+		fmt.Fprintf(&storm, "route add 172.%d.%d.%d/32 dev lo\n", 16+i>>16, i>>8&255, i&255)
+	}
+	file := t.TempDir() + "/storm"
+	if err := os.WriteFile(file, []byte(storm.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.Run(t, "ip", "-batch", file)
+	n.IP(t, "-6 route del fd09::1/128 dev weftb") // nobody hears of it
+	await("neighbour 10.9.0.1 dev weftb was deleted")
+	await("route fd09::1/128 dev weftb was deleted")
 }
 
 // state is what the kernel holds of ours, as ip prints it, without what may differ.
