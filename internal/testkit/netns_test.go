@@ -19,6 +19,7 @@ func TestNetns(t *testing.T) {
 			t.Errorf("y0 lacks %s:\n%s", addr, out)
 		}
 	}
+	b.Sysctl(t, "net/ipv4/ip_forward", "0") // a new namespace has what the machine has
 	a.Sysctl(t, "net/ipv4/ip_forward", "1")
 	if got := a.ReadSysctl(t, "net/ipv4/ip_forward") + b.ReadSysctl(t, "net/ipv4/ip_forward"); got != "10" {
 		t.Errorf("ip_forward of a and b: %s, want 10", got)
