@@ -245,12 +245,13 @@ func needCommand(what string) cobra.PositionalArgs {
 // attach runs the command on the host with this process's input and outputs. The
 // exit code is the command's.
 func attach(cmd *cobra.Command, h *host.Host, args []string) error {
-	child := exec.Command(args[0], args[1:]...)
+	// Interrupts of the terminal reach the child too: it decides.
+	child := exec.CommandContext(context.WithoutCancel(cmd.Context()), args[0], args[1:]...)
 	child.Stdin, child.Stdout, child.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if err := h.Start(child); err != nil {
 		return err
 	}
-	return child.Wait() // interrupts of the terminal reach the child too: it decides
+	return child.Wait()
 }
 
 func labLogs() *cobra.Command {

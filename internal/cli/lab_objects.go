@@ -71,7 +71,7 @@ func labDelete() *cobra.Command {
 				return err
 			}
 			if len(args) == 1 || len(args) == 0 && len(files) == 0 {
-				return errors.New("want -f FILE, or KIND NAME...")
+				return errors.New("want -f FILE, or KIND and NAME")
 			}
 			if len(args) > 1 {
 				more, err := l.Get(args[0], namespace, args[1:]...)

@@ -230,7 +230,7 @@ func eachCgroup(name string, do func(dir string, unified bool) error) error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, p)
 			}
-			return nil //nolint:nilerr // a directory that vanished is what we want
+			return nil // a directory that vanished is what we want
 		})
 		slices.Reverse(dirs)
 		for _, d := range dirs {

@@ -151,17 +151,17 @@ func (s *supervisor) add(spec *Process) error {
 
 // dial connects to the control socket of the host in dir. A socket's path may be
 // longer than the kernel's 108 bytes, so that the way leads through a descriptor.
-func dial(ctx context.Context, dir string) (*net.UnixConn, error) {
+func dial(dir string) (*net.UnixConn, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_CLOEXEC|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrNotRunning, dir, err)
 	}
-	defer unix.Close(fd)
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", filepath.Join("/proc/self/fd", strconv.Itoa(fd), socketFile))
+	defer func() { _ = unix.Close(fd) }()
+	// This never waits: with too many connections queued it is an error.
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: filepath.Join("/proc/self/fd", strconv.Itoa(fd), socketFile)})
 	switch {
 	case err == nil:
-		return c.(*net.UnixConn), nil
+		return c, nil
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("%w: %s", ErrNotRunning, dir)
 	}
@@ -170,12 +170,12 @@ func dial(ctx context.Context, dir string) (*net.UnixConn, error) {
 
 // call sends one request and reads one reply.
 func (h *Host) call(ctx context.Context, r request) ([]Status, error) {
-	c, err := dial(ctx, h.dir)
+	c, err := dial(h.dir)
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
+	defer func() { _ = c.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	var out reply
 	if err = json.NewEncoder(c).Encode(r); err == nil {
 		err = json.NewDecoder(c).Decode(&out)
@@ -200,12 +200,12 @@ func (h *Host) Processes(ctx context.Context) ([]Status, error) {
 // Watch calls f with the statuses now and after each change, until ctx ends or the
 // host dies, which is ErrNotRunning, or f returns an error.
 func (h *Host) Watch(ctx context.Context, f func([]Status) error) error {
-	c, err := dial(ctx, h.dir)
+	c, err := dial(h.dir)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
+	defer func() { _ = c.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	if err := json.NewEncoder(c).Encode(request{Verb: "watch"}); err != nil {
 		return fmt.Errorf("%w: %w", ErrNotRunning, err)
 	}

@@ -92,7 +92,8 @@ func launch(ctx context.Context, dir string, spec *Spec, initArgs []string) erro
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(initArgs[0], append(initArgs[1:len(initArgs):len(initArgs)], dir)...)
+	// The host outlives its starter.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), initArgs[0], append(initArgs[1:len(initArgs):len(initArgs)], dir)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = "/", log, log, []*os.File{w}
 	cmd.Env = spec.environ()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNS |
@@ -160,18 +161,16 @@ func bornIn(cmd *exec.Cmd, dir string) (done func(), err error) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, fd
-	return func() { unix.Close(fd) }, nil
+	return func() { _ = unix.Close(fd) }, nil
 }
 
 // Open finds the running host of a directory, or returns ErrNotRunning.
 func Open(dir string) (*Host, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	c, err := dial(ctx, dir)
+	c, err := dial(dir)
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -291,7 +290,7 @@ func (h *Host) enter() error {
 	if err != nil {
 		return fmt.Errorf("%w: pid %d: %w", ErrNotRunning, h.pid, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	const all = unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP
 	if err := unix.Setns(fd, all); err != nil {
 		return fmt.Errorf("enter %s: %w", h.spec.Name, err)
@@ -304,7 +303,7 @@ func setns(path string, kind int) error {
 	if err != nil {
 		return fmt.Errorf("open namespace %s: %w", path, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if err := unix.Setns(fd, kind); err != nil {
 		return fmt.Errorf("enter namespace %s: %w", path, err)
 	}

@@ -77,6 +77,7 @@ func out(t *testing.T, h *host.Host, args ...string) string {
 }
 
 func nodeSpec(t *testing.T, name string) host.Spec {
+	t.Helper()
 	return host.Spec{
 		Name: name, System: true, Cgroup: fmt.Sprintf("weft-test-%d/%s", os.Getpid(), name),
 		Private: []string{"/var/lib", "/opt"}, Overlay: []string{"/etc"}, Volatile: []string{"/run"},

@@ -101,7 +101,7 @@ func build(dir string) (*supervisor, error) {
 	}
 	socket := filepath.Join(stay, socketFile)
 	_ = os.Remove(socket) // of a life before; the lock says that it is over
-	l, err := net.Listen("unix", socket)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: socket})
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +115,7 @@ func loopbackUp() error {
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	req, err := unix.NewIfreq("lo")
 	if err != nil {
 		return err

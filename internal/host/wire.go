@@ -66,13 +66,13 @@ func Connect(a *Host, pa Port, b *Host, pb Port) error {
 	if err != nil {
 		return fmt.Errorf("open network namespace of %s: %w", b.spec.Name, err)
 	}
-	defer ns.Close()
+	defer func() { _ = ns.Close() }()
 	veth := &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: pa.Name, MTU: pa.mtu(), HardwareAddr: pa.MAC},
 		PeerName:  pb.Name, PeerHardwareAddr: pb.MAC, PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(pb.mtu()),
 	}
 	err = na.LinkAdd(veth)
-	if errors.Is(err, unix.EEXIST) && !(remains(na, pa.Name) && remains(nb, pb.Name)) {
+	if errors.Is(err, unix.EEXIST) && (!remains(na, pa.Name) || !remains(nb, pb.Name)) {
 		// One end is left of a host that died: its namespace is being taken down.
 		removeLink(na, pa.Name)
 		removeLink(nb, pb.Name)
@@ -149,7 +149,7 @@ func (h *Host) netlink() (*netlink.Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: network namespace of %s: %w", ErrNotRunning, h.spec.Name, err)
 	}
-	defer ns.Close()
+	defer func() { _ = ns.Close() }()
 	nl, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("netlink on %s: %w", h.spec.Name, err)

@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -180,7 +181,7 @@ func (w *world) exitCode(err error) int {
 	if err == nil {
 		return 0
 	}
-	if e, ok := err.(*exec.ExitError); ok {
+	if e := (*exec.ExitError)(nil); errors.As(err, &e) {
 		return e.ExitCode()
 	}
 	return -1
@@ -217,12 +218,12 @@ func TestKilled(t *testing.T) {
 	w := newWorld(t)
 	one := w.lab("one")
 	// The starter dies on the way, at several moments.
-	for _, after := range []time.Duration{5, 30, 80, 200} {
+	for _, after := range []int{5, 30, 80, 200} {
 		cmd := w.command("lab", "up", "--name", one, "--nodes", "2")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(after * time.Millisecond) // the moment is what is tested
+		time.Sleep(time.Duration(after) * time.Millisecond) // the moment is what is tested
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}

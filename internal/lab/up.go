@@ -348,9 +348,9 @@ func failing(ctx context.Context, h *host.Host) error {
 func answers(dir string) bool {
 	socks, _ := filepath.Glob(filepath.Join(dir, "*.sock"))
 	return slices.ContainsFunc(socks, func(s string) bool {
-		c, err := net.DialTimeout("unix", s, time.Second)
+		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Net: "unix", Name: s})
 		if err == nil {
-			c.Close()
+			_ = c.Close()
 		}
 		return err == nil
 	})

@@ -76,7 +76,7 @@ func (k *Kubelet) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	for _, d := range []string{k.store.Dir(), ConfDir} {
 		if err := w.Add(d); err != nil {
 			return fmt.Errorf("watch %s: %w", d, err)
@@ -266,9 +266,10 @@ func (w *worker) follow(ctx context.Context, h *host.Host, pod *corev1.Pod) erro
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	updates := make(chan []host.Status, 1)
-	gone := make(chan error, 1)
+	gone := make(chan struct{})
 	go func() {
-		gone <- h.Watch(ctx, func(list []host.Status) error {
+		defer close(gone)
+		_ = h.Watch(ctx, func(list []host.Status) error {
 			select {
 			case updates <- list:
 			case <-ctx.Done():

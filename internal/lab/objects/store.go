@@ -238,7 +238,7 @@ func (s *Store) Await(ctx context.Context, done func() (bool, error)) error {
 	if err != nil {
 		return err
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	if err := w.Add(filepath.Join(s.dir, objectsDir)); err != nil {
 		return err
 	}

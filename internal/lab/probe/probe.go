@@ -105,11 +105,11 @@ func probeTCP(ctx context.Context, t Target, began time.Time, took *time.Duratio
 	*took = time.Since(began)
 	_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))
 	if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
-		return nil, nil //nolint:nilerr // it was reached; it need not speak HTTP
+		return nil, nil // it was reached; it need not speak HTTP
 	}
 	res, err := http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil {
-		return nil, nil //nolint:nilerr // as above
+		return nil, nil
 	}
 	defer res.Body.Close()
 	a := &Answer{}
@@ -235,7 +235,7 @@ func probeSCTP() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCannot, errNoSCTP(err))
 	}
-	unix.Close(fd)
+	_ = unix.Close(fd)
 	return fmt.Errorf("%w: the prober has no SCTP yet", ErrCannot)
 }
 

@@ -52,7 +52,7 @@ func (r Responder) Unsupported() []string {
 				out = append(out, fmt.Sprintf("port %d/sctp is not served: %v", p.Port, errNoSCTP(err)))
 				continue
 			}
-			unix.Close(fd)
+			_ = unix.Close(fd)
 			out = append(out, fmt.Sprintf("port %d/sctp is not served: the responder has no SCTP", p.Port))
 		default:
 			out = append(out, fmt.Sprintf("port %d: protocol %q is not TCP, UDP or SCTP", p.Port, p.Protocol))
@@ -89,7 +89,7 @@ func Respond(ctx context.Context, spec *host.Spec) error {
 		addr := fmt.Sprintf(":%d", p.Port)
 		switch p.Protocol {
 		case "", "tcp":
-			l, err := net.Listen("tcp", addr)
+			l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 			if err != nil {
 				errs = append(errs, err)
 				continue

@@ -89,7 +89,7 @@ func (s *Script) RunFile(ctx context.Context, file string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	for _, f := range ar.Files {
 		if !filepath.IsLocal(f.Name) {
 			return fmt.Errorf("%s: section %q is not a file name", file, f.Name)
@@ -235,7 +235,7 @@ func (r *scriptRun) command(ctx context.Context, text string) error {
 		words = words[1:]
 	}
 	if len(words) == 0 {
-		return errors.New("no command after !")
+		return errors.New("! without a command")
 	}
 	verbs := map[string]func(context.Context, []string) error{
 		"up": r.up, "apply": r.apply, "delete": r.delete, "exec": r.exec, "node": r.node, "agent": r.agent,
