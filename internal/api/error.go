@@ -61,7 +61,7 @@ func AsError(err error) *Error {
 	switch {
 	case !errors.As(err, &e):
 		return &Error{Code: CodeInternal, Msg: err.Error()}
-	case error(e) == err:
+	case error(e) == err: //nolint:errorlint // whether it is bare, which errors.Is cannot say
 		return e
 	}
 	return &Error{Code: e.Code, Msg: err.Error()}

@@ -133,7 +133,7 @@ func benchMode(mode bench.Mode, short string) *cobra.Command {
 
 // run does the test and prints it.
 func (f *benchFlags) run(ctx context.Context, out io.Writer, host string) error {
-	print, err := benchPrinter(f.output)
+	show, err := benchPrinter(f.output)
 	if err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (f *benchFlags) run(ctx context.Context, out io.Writer, host string) error 
 	if err != nil {
 		return err
 	}
-	return print(out, r)
+	return show(out, r)
 }
 
 // benchPrinter returns what writes a result in the format of -o.

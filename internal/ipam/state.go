@@ -43,7 +43,7 @@ func Open(fs FS, clock run.Clock, o Options) (*Allocator, error) {
 			return nil, c.damage
 		}
 		a.forget()
-		a.replay(c.ops, true)
+		_ = a.replay(c.ops, true) // what is damaged is known already, and left out
 	}
 	a.journal.seq, a.damage = c.seq, c.damage
 	a.distrust(c)

@@ -175,7 +175,7 @@ func (r *Route) String() string {
 	return text(r.Dst.String(), via, "dev", r.Dev, src, opt("mtu", r.MTU))
 }
 
-// Masquerade: what pods send to other destinations than Except leaves under the node's address.
+// Masquerade makes what pods send to other destinations than Except leave under the node's address.
 type Masquerade struct {
 	By
 	Sources []netip.Prefix // pod prefixes of this node, sorted

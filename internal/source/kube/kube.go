@@ -289,7 +289,7 @@ func (s *Source) PodByName(ctx context.Context, namespace, name string) (*model.
 	}
 	pod, ok := p.items[0].Object.(*model.Pod)
 	if !ok || pod.Namespace != namespace || pod.Name != name {
-		return nil, fmt.Errorf("%s: the API server sent something else: %q, %v", what, p.items[0].Name(), p.items[0].Err)
+		return nil, fmt.Errorf("%s: the API server sent something else: %q, %v", what, p.items[0].Name(), p.items[0].Err) //nolint:errorlint // it may be nil
 	}
 	return pod, nil
 }
