@@ -119,6 +119,7 @@ func TestRules(t *testing.T) {
 		has(t, n.IP(t, ip+"rule"), "lookup main") // and not ours to delete
 		n.IP(t, ip+"rule del pref 32766")
 		n.IP(t, ip+"rule add pref 32766 from all fwmark 7 lookup main") // no substitute
+		n.IP(t, ip+"rule add pref 32766 from all lookup main suppress_prefixlength 0")
 		n.apply(row)
 		has(t, n.IP(t, ip+"rule"), "32766:	from all lookup main proto 119")
 		n.apply(row)

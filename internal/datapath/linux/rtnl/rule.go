@@ -2,6 +2,7 @@ package rtnl
 
 import (
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 
@@ -38,6 +39,8 @@ func ParseRule(b []byte) Rule {
 			r.Table = Uint(v)
 		case unix.FRA_PROTOCOL:
 			r.Proto = Uint(v)
+		case unix.FRA_SUPPRESS_PREFIXLEN, unix.FRA_SUPPRESS_IFGROUP:
+			r.Plain = r.Plain && Uint(v) == math.MaxUint32 // none
 		case unix.FRA_SRC, unix.FRA_DST, unix.FRA_IIFNAME, unix.FRA_OIFNAME, unix.FRA_FWMARK, unix.FRA_GOTO, unix.FRA_L3MDEV,
 			unix.FRA_TUN_ID, unix.FRA_UID_RANGE, unix.FRA_IP_PROTO, unix.FRA_SPORT_RANGE, unix.FRA_DPORT_RANGE:
 			r.Plain = false
