@@ -24,19 +24,31 @@ func TestConnectivity(t *testing.T) {
 	checkConnectivity(f, f.echoPods())
 }
 
-// The same on clusters of one family.
-func TestSingleStack(t *testing.T) {
+// The same on clusters of one family, with the other choices that users have: direct routes, kube-proxy beside weft.
+func TestVariants(t *testing.T) {
 	t.Parallel()
-	for _, family := range netset.Families() {
-		t.Run(fmt.Sprintf("IPv%d", family), func(t *testing.T) {
+	for _, v := range []struct {
+		name   string
+		family netset.Family
+		proxy  string
+		chart  []string
+	}{
+		{"IPv4-direct-iptables", netset.V4, "iptables", []string{"config.backend.type=direct"}},
+		{"IPv6-vxlan-nftables", netset.V6, "nftables", nil},
+	} {
+		t.Run(v.name, func(t *testing.T) {
 			t.Parallel()
-			dir := shared.Dir + fmt.Sprintf("-ipv%d", family)
+			dir := shared.Dir + "-" + v.name
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+			defer cancel()
 			if old, err := cluster.Open(dir, progress); err == nil {
-				if err := old.Down(t.Context()); err != nil {
+				if err := old.Down(ctx); err != nil {
 					t.Fatal(err)
 				}
 			}
-			c, err := start(t.Context(), cluster.Config{Dir: dir, Nodes: 2, Families: []netset.Family{family}, Images: shared.Dir})
+			c, err := start(ctx, cluster.Config{
+				Dir: dir, Nodes: 2, Families: []netset.Family{v.family}, KubeProxy: v.proxy, Images: shared.Dir,
+			}, v.chart...)
 			t.Cleanup(func() {
 				if t.Failed() {
 					_ = diagnose(c)
@@ -50,8 +62,33 @@ func TestSingleStack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f := newFixture(t, c, 3*time.Minute)
-			checkConnectivity(f, f.echoPods())
+			f := newFixture(t, c, 5*time.Minute)
+			pods := f.echoPods()
+			checkConnectivity(f, pods)
+			checkService(f, pods)
+		})
+	}
+}
+
+// checkService reaches all pods behind a service by its name, from every pod: kube-proxy's translation, and the
+// replies' way back through it, work on links and tunnels of weft.
+func checkService(f *fixture, pods []pod) {
+	f.Helper()
+	f.apply("service.yaml")
+	url := fmt.Sprintf("http://echo.%s.svc.cluster.local:8080/hostname", f.ns)
+	for _, from := range pods {
+		script := "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do curl -s --max-time 5 " + url + "; echo; done"
+		seen := map[string]int{}
+		f.eventually(20*time.Second, func() error { // until kube-proxy has heard of it
+			out, err := f.in(from.Name, "sh", "-c", script)
+			clear(seen)
+			for _, l := range strings.Split(strings.TrimSpace(out), "\n") {
+				seen[strings.TrimSpace(l)]++
+			}
+			if err != nil || len(seen) != len(pods) || seen[""] > 0 {
+				return fmt.Errorf("from %s on %s the service answered %v (%v)", from.Name, from.Node, seen, err)
+			}
+			return nil
 		})
 	}
 }

@@ -86,7 +86,7 @@ func run(m *testing.M) (code int, err error) {
 }
 
 // start makes a cluster with a network.
-func start(ctx context.Context, config cluster.Config) (*cluster.Cluster, error) {
+func start(ctx context.Context, config cluster.Config, chart ...string) (*cluster.Cluster, error) {
 	bin, err := binaries.Build(ctx, func(s string) { progress("building %s", s) })
 	if err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func start(ctx context.Context, config cluster.Config) (*cluster.Cluster, error)
 	if ptp() {
 		return c, c.UpWithPTP(ctx)
 	}
-	return c, c.UpWithWeft(ctx, versionN)
+	return c, c.UpWithWeft(ctx, versionN, chart...)
 }
 
 // ptp says that the reference plugins stand in for weft.
