@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -144,13 +143,4 @@ func completeFrom(list func(context.Context, *cobra.Command) []string) func(*cob
 		}
 		return out, cobra.ShellCompDirectiveNoFileComp
 	}
-}
-
-// self is the path of the running binary.
-func self() string {
-	p, err := os.Executable()
-	if err != nil {
-		return filepath.Base(os.Args[0])
-	}
-	return p
 }

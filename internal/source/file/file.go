@@ -73,7 +73,7 @@ type entry struct {
 // of every document that is not understood, once as long as it is so.
 func New(dir string, w Writer, complete func(), report func(what, action string), log *slog.Logger) *Source {
 	if report == nil {
-		report = func(what, action string) { log.Warn(what, "action", action) }
+		report = func(what, action string) { log.Warn(what, "action", action) } //nolint:sloglint // a report is a sentence
 	}
 	return &Source{dir: dir, w: w, complete: complete, report: report, log: log}
 }

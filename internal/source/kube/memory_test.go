@@ -30,7 +30,7 @@ func heap() int64 {
 func realistic(o metav1.Object, i int) {
 	o.SetUID("5c1a7f0e-1111-2222-3333-444455556666")
 	o.SetAnnotations(map[string]string{"kubectl.kubernetes.io/last-applied-configuration": string(make([]byte, 1500))})
-	o.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 1000)}}})
+	o.SetManagedFields([]metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: metav1.NewFieldsV1(string(make([]byte, 1000)))}})
 	o.SetLabels(map[string]string{
 		"kubernetes.io/hostname": fmt.Sprintf("worker-%05d", i), "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
 		"topology.kubernetes.io/zone": fmt.Sprintf("zone-%d", i%3), "topology.kubernetes.io/region": "region-1", "node.kubernetes.io/instance-type": "m5.large",

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -93,7 +94,7 @@ func run(ctx context.Context, args []string) error {
 	case verb == "log" && len(args) == 2:
 		return attached(exec.CommandContext(ctx, "tail", "-n", "100", "-f", c.Log(args[0], args[1])))
 	}
-	return errors.New(usage)
+	return errors.New(strings.TrimSpace(usage))
 }
 
 func flags(name string) *flag.FlagSet {
