@@ -51,6 +51,10 @@ int from_net(struct __sk_buff *skb)
 		return verdict(WEFT_STACK_TTL, TCX_NEXT);
 	if (s->tracked && track_hit(skb, &p))
 		return verdict(WEFT_STACK_TRACKED, TCX_NEXT);
+	/* Replies to anybody else than a pod or a node pass the stack. It has to see both directions: of half a
+	 * connection it makes a new one, and masquerades that. */
+	if (!get_remote(&p.src))
+		return verdict(WEFT_STACK, TCX_NEXT);
 	return deliver(skb, s, local, p.family);
 }
 
