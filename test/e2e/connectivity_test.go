@@ -18,7 +18,7 @@ import (
 	"weft/test/e2e/cluster"
 )
 
-// Pods reach pods, nodes and the outside, nodes reach pods, and all of them see the addresses that they should.
+// Pods reach pods, nodes and the outside, nodes and outsiders reach pods, and all of them see the addresses that they should.
 func TestConnectivity(t *testing.T) {
 	f := newFixture(t, shared, 3*time.Minute)
 	checkConnectivity(f, f.echoPods())
@@ -102,10 +102,13 @@ func checkConnectivity(f *fixture, pods []pod) {
 			url := httpURL(to.address(family), 8080, "/hostname")
 			names, byName[url] = append(names, url), to.Name
 		}
-		for _, node := range f.NodeNames() {
-			pings = append(pings, cluster.Address(node, family).String())
-			out, err := f.Exec(f.ctx, node, curl(names)...)
-			f.compare("node "+node, out, err, byName)
+		// The control plane is no node: to pods it is the outside, with a route to them.
+		for _, from := range append(f.NodeNames(), cluster.ControlPlane) {
+			if from != cluster.ControlPlane {
+				pings = append(pings, cluster.Address(from, family).String())
+			}
+			out, err := f.Exec(f.ctx, from, curl(names)...)
+			f.compare("host "+from, out, err, byName)
 		}
 		for _, from := range pods {
 			want := map[string]string{}
