@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Builtin runs inside pid 1 of a host beside its processes: a service that is not
-// worth a process of its own. It is called once the host is complete; an error is
-// written to the host's log.
+// Builtin is a service inside pid 1 of a host that is not worth a process of its own.
+// It returns when it serves, in goroutines of its own, before Start does; its error is
+// Start's.
 type Builtin func(ctx context.Context, spec *Spec) error
 
 // Init is pid 1 of a host: the program that Start executes calls it with the
@@ -26,7 +26,13 @@ func Init(dir string, builtins ...Builtin) error {
 		return errors.New("this command is started by weft itself, as pid 1 of a new host")
 	}
 	unix.CloseOnExec(3)
+	ctx := context.Background()
 	s, err := build(dir)
+	for _, b := range builtins {
+		if err == nil {
+			err = b(ctx, s.spec)
+		}
+	}
 	if err != nil {
 		if errors.Is(err, ErrRunning) {
 			fmt.Fprint(ready, ErrRunning)
@@ -34,14 +40,6 @@ func Init(dir string, builtins ...Builtin) error {
 			fmt.Fprint(ready, err)
 		}
 		return err
-	}
-	ctx := context.Background()
-	for _, b := range builtins {
-		go func() {
-			if err := b(ctx, s.spec); err != nil {
-				s.logf("%v", err)
-			}
-		}()
 	}
 	go s.serve(ctx)
 	go s.startAll()

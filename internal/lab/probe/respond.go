@@ -75,7 +75,8 @@ type Answer struct {
 	From     string       `json:"from"` // the client's address and port
 }
 
-// Respond is the Builtin of every lab host: it serves what the spec's Data says.
+// Respond is the Builtin of every lab host: it serves what the spec's Data says, and
+// fails if a port is taken.
 func Respond(ctx context.Context, spec *host.Spec) error {
 	var r Responder
 	if len(spec.Data) == 0 {
