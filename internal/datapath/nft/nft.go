@@ -263,8 +263,10 @@ func (d *Driver) verify() (string, []plan.Key) {
 	switch {
 	case err != nil:
 		what = fmt.Sprintf("table inet %s cannot be read: %v", TableName, err)
+	case whole && len(have.sets) == 0:
+		what = fmt.Sprintf("table inet %s was deleted", TableName)
 	case !whole:
-		what = fmt.Sprintf("table inet %s was deleted or flushed, or its rules were changed", TableName)
+		what = fmt.Sprintf("table inet %s was flushed, or its rules were changed", TableName)
 	default:
 		for _, name := range slices.Sorted(maps.Keys(d.want.sets)) {
 			if !equalSet(have.sets[name], d.want.sets[name]) {

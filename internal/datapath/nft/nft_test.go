@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -132,6 +133,14 @@ func (n *node) apply(rows ...plan.Row) {
 			}
 		}
 	})
+}
+
+// named writes protocols by name, as nft does where there is an /etc/protocols.
+func named(list string) string {
+	for number, name := range map[string]string{"6": "tcp", "17": "udp", "132": "sctp"} {
+		list = regexp.MustCompile(`([ \t{])`+number+`( \. \d+ :)`).ReplaceAllString(list, "${1}"+name+"${2}")
+	}
+	return list
 }
 
 // serve answers each connection or datagram with the address that it came from, until the test ends.
@@ -334,7 +343,7 @@ func testRestart(t *testing.T, n *node) {
 		t.Errorf("a restart rewrote the table:\n%s\nthen\n%s", handles, again)
 	}
 	n.apply(append(rows, hostPort("udp", "", 53, "10.0.1.5:53"))...)
-	if list := n.host.Run(t, "nft", "-a", "list", "table", "inet", "weft-nat"); !strings.Contains(list, "udp . 53 : 10.0.1.5 . 53") {
+	if list := named(n.host.Run(t, "nft", "-a", "list", "table", "inet", "weft-nat")); !strings.Contains(list, "udp . 53 : 10.0.1.5 . 53") {
 		t.Errorf("one port more:\n%s", list)
 	}
 	// Another build's table: one rule less.
@@ -382,13 +391,17 @@ func testWatch(t *testing.T, n *node) {
 	n.apply(rows...)
 	n.apply(append(rows, hostPort("tcp", "", 8081, "10.0.0.5:80"))...)
 	n.apply(rows...)
-	for _, damage := range [][]string{
-		{"flush", "ruleset"},
-		{"delete", "table", "inet", "weft-nat"},
-		{"flush", "chain", "inet", "weft-nat", "postrouting"},
-		{"flush", "set", "inet", "weft-nat", "pods-v4"},
-		{"delete", "element", "inet", "weft-nat", "hostports-v4", "{ tcp . 8080 }"},
+	for _, c := range []struct {
+		damage []string
+		says   string
+	}{
+		{[]string{"flush", "ruleset"}, "table inet weft-nat was deleted"},
+		{[]string{"delete", "table", "inet", "weft-nat"}, "table inet weft-nat was deleted"},
+		{[]string{"flush", "chain", "inet", "weft-nat", "postrouting"}, "table inet weft-nat was flushed"},
+		{[]string{"flush", "set", "inet", "weft-nat", "pods-v4"}, "elements of pods-v4 in table inet weft-nat were changed"},
+		{[]string{"delete", "element", "inet", "weft-nat", "hostports-v4", "{ tcp . 8080 }"}, "elements of hostports-v4 in table inet weft-nat were changed"},
 	} {
+		damage := c.damage
 		select {
 		case f := <-found:
 			t.Fatalf("reported without cause: %s", f)
@@ -407,7 +420,9 @@ func testWatch(t *testing.T, n *node) {
 		for range rows {
 			select {
 			case f := <-found:
-				keys = append(keys, f)
+				if keys = append(keys, f); !strings.Contains(f, c.says) {
+					t.Errorf("nft %v: %s, want %s", damage, f, c.says)
+				}
 			case <-time.After(time.Second):
 				t.Fatalf("nft %v was not reported: %v", damage, keys)
 			}

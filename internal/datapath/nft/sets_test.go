@@ -39,7 +39,7 @@ func TestGolden(t *testing.T) {
 	n := empty(t, false)
 	n.apply(masquerade("10.0.0.0/16", "10.1.0.0/16", "fd00::/32"), hostPort("tcp", "", 8080, "10.0.0.5:80"), hostPort("tcp", "", 8080, "[fd00::5]:80"),
 		hostPort("udp", "192.0.2.1", 53, "10.0.0.5:5353"), hostPort("sctp", "", 9, "[fd00::5]:9"))
-	got := n.host.Run(t, "nft", "list", "table", "inet", "weft-nat")
+	got := named(n.host.Run(t, "nft", "list", "table", "inet", "weft-nat"))
 	// How a table's flags are written, and by whom it is owned, depends on the version of nft.
 	var lines []string
 	for line := range strings.Lines(got) {
