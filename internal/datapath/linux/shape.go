@@ -16,6 +16,7 @@ const (
 	tcRoot         = 0xffffffff // TC_H_ROOT
 	tcHandle       = 0x770000   // 77:, ours; 78: when it takes the place of another of ours
 	tcOther        = 0x780000
+	tcmsgLen       = 20 // struct tcmsg
 	tcaKind        = 1
 	tcaOptions     = 2
 	tbfParms       = 1
@@ -70,7 +71,7 @@ func (b bucket) parms() []byte {
 
 // tcmsg is struct tcmsg for the root of a device.
 func tcmsg(index int, handle uint32) []byte {
-	b := make([]byte, 20)
+	b := make([]byte, tcmsgLen)
 	binary.NativeEndian.PutUint32(b[4:], uint32(index))
 	binary.NativeEndian.PutUint32(b[8:], handle)
 	binary.NativeEndian.PutUint32(b[12:], tcRoot)
@@ -132,7 +133,7 @@ func bucketOf(nl *rtnl.Conn, index int) installed {
 	r := rtnl.NewRequest(unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(index, 0)) // without it, only listeners are told
 	r.Answer = true
 	rep := nl.One(r)
-	if rep.Err != nil || len(rep.Msgs[0]) < 20 {
+	if rep.Err != nil || len(rep.Msgs[0]) < tcmsgLen {
 		return installed{handle: tcHandle}
 	}
 	out := installed{handle: binary.NativeEndian.Uint32(rep.Msgs[0][8:])}
@@ -140,7 +141,7 @@ func bucketOf(nl *rtnl.Conn, index int) installed {
 		out.handle = tcHandle
 	}
 	var large uint64
-	for typ, v := range rtnl.Attrs(rep.Msgs[0][20:]) {
+	for typ, v := range rtnl.Attrs(rep.Msgs[0][tcmsgLen:]) {
 		if typ != tcaOptions {
 			continue
 		}

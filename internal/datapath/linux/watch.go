@@ -28,7 +28,7 @@ type finding struct {
 func (d *Driver) Watch(ctx context.Context, changed func(plan.Key, string)) error {
 	m, err := d.monitor(
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
-		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
+		unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF)
 	if err != nil {
 		return err
 	}
@@ -97,6 +97,10 @@ func (d *Driver) touched(events []rtnl.Event) *touched {
 			if l, err := d.nl.LinkByIndex(a.Index); err == nil && l != nil {
 				t.lost[l.Name] = true // its routes may have gone with the address
 			}
+		case unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
+			if l := d.limited(e.Body); l != "" {
+				t.links[l] = true
+			}
 		case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 			t.rules = true
 		case rtmNewNetconf:
@@ -107,6 +111,22 @@ func (d *Driver) touched(events []rtnl.Event) *touched {
 		return nil
 	}
 	return t
+}
+
+// limited returns the name of the link that a change of a token bucket was about, "" for other queues: those of BPF
+// programs change with every pod.
+func (d *Driver) limited(body []byte) string {
+	if len(body) < tcmsgLen {
+		return ""
+	}
+	for typ, v := range rtnl.Attrs(body[tcmsgLen:]) {
+		if typ == tcaKind && rtnl.Text(v) == "tbf" {
+			if l, err := d.nl.LinkByIndex(rtnl.Uint(body[4:8])); err == nil && l != nil {
+				return l.Name
+			}
+		}
+	}
+	return ""
 }
 
 const rtmNewNetconf = 80 // RTM_NEWNETCONF

@@ -90,6 +90,7 @@ func TestWatchRepairs(t *testing.T) {
 	n, pod, peer := newNode(t), testkit.New(t), testkit.New(t)
 	testkit.Veth(t, n.Netns, "eth0", []string{"198.51.100.1/24", "fd98::1/64"}, peer, "eth0", []string{"198.51.100.2/24", "fd98::2/64"})
 	l := podLink(pod, 1)
+	l.Ingress = model.Rate{Bits: 100e6}
 	overlay := &plan.Overlay{Name: "weft-vxlan", MAC: model.GatewayMAC, MTU: 1450, Port: 18472}
 	n.apply(overlay)
 	n.apply(podRows(l)...)
@@ -128,6 +129,7 @@ func TestWatchRepairs(t *testing.T) {
 		{"ip link set weftb address 02:00:00:00:00:98", "MAC of link weftb was changed to 02:00:00:00:00:98"},
 		{"ip link set weftb down", "link weftb was set down"},
 		{"ip link del weftb", "link weftb was deleted"},
+		{"tc qdisc del dev weftb root", "rate limit of link weftb was changed"},
 		{"ip neigh del 10.9.0.1 dev weftb", "neighbour 10.9.0.1 dev weftb was deleted"},
 		{"ip neigh replace fd09::1 lladdr 02:00:00:00:00:97 dev weftb nud permanent", "neighbour fd09::1 dev weftb was changed to 02:00:00:00:00:97"},
 		{"sysctl -q net.ipv4.ip_forward=0", "sysctl net/ipv4/ip_forward was changed to 0"},
