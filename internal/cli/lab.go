@@ -325,7 +325,7 @@ func printLog(ctx context.Context, w io.Writer, path string, lines int, follow b
 // labNode runs a command on a node, or stops and starts it or one of its processes.
 func labNode() *cobra.Command {
 	c := &cobra.Command{
-		Use:   "node NODE [PROCESS] (-- COMMAND [ARG...] | stop|start|restart|kill|reboot|status|logs)",
+		Use:   "node NODE (-- COMMAND [ARG...] | stop|start|reboot | PROCESS stop|start|restart|kill|logs)",
 		Short: "Run a command on a node, or stop and start it or its agent",
 		Long: `Runs a command on a node ("outside" and "wire" are hosts too), with the node's /etc, /run,
 /opt and /var/lib and with weft in the PATH. Without --, a verb acts on the whole node or

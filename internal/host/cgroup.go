@@ -72,7 +72,7 @@ func makeCgroups(name string) error {
 	for _, h := range hs {
 		dir := h.mount
 		for _, part := range strings.Split(name, "/") {
-			if h.unified {
+			if h.unified && dir != h.mount { // what the machine offers at its root is its business
 				delegate(dir)
 			}
 			up := dir
