@@ -8,6 +8,9 @@
 /* Addresses of pods on this node. Elements are allocated when they are used; the table itself is 16 bytes each. */
 #define WEFT_LOCALS_MAX 4096
 
+/* Slots by which pods are found, 32 bytes each; a power of two. */
+#define WEFT_SLOTS 4096
+
 /* Prefixes on other nodes. A trie: nothing is allocated before it is used. */
 #define WEFT_REMOTES_MAX 65536
 

@@ -119,6 +119,14 @@ static __always_inline __u32 addr_index(const struct weft_addr *a)
 	return addr_is_mapped(a) ? 0 : 1;
 }
 
+/* addr_slot is where an address has its slot: by its low bits, with the families half the table apart. */
+static __always_inline __u32 addr_slot(const struct weft_addr *a)
+{
+	__u32 low = bpf_ntohl(a->w[3]);
+
+	return (addr_is_mapped(a) ? low : low ^ WEFT_SLOTS / 2) & (WEFT_SLOTS - 1);
+}
+
 /* readable returns the packet's start if its first len bytes can be read directly, pulling them if need be. */
 static __always_inline void *readable(struct __sk_buff *skb, __u32 len)
 {

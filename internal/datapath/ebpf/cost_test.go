@@ -50,7 +50,7 @@ func paths(tb testing.TB, outer netset.Family) (*node, []path) {
 	src, dst := n.pods[0], n.pods[1]
 	for _, p := range n.pods {
 		for _, a := range p.addrs {
-			if err := d.locals.put(addrOf(a), weftWeftLocal{Ifindex: 1, Mac: macOf(gw)}); err != nil {
+			if err := d.putAddr(a, weftWeftLocal{Ifindex: 1, Mac: macOf(gw)}); err != nil {
 				tb.Fatal(err)
 			}
 		}

@@ -23,7 +23,7 @@ import (
 	"weft/internal/plan"
 )
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_prefix -type weft_remote weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -nostdinc -I../../../bpf
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_slot -type weft_prefix -type weft_remote weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -nostdinc -I../../../bpf
 
 // Driver owns what is pinned below one directory of a bpffs, and the clsact filters named weft_*. Apply and Sweep are called from one goroutine; the other methods from any.
 //
@@ -42,6 +42,7 @@ type Driver struct {
 
 	settings *table[uint32, weftWeftSettings]
 	locals   *table[weftWeftAddr, weftWeftLocal]
+	slots    *table[uint32, weftWeftSlot]
 	remotes  *table[weftWeftPrefix, weftWeftRemote]
 	peers    *table[weftWeftAddr, uint32]
 
@@ -92,6 +93,7 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	}
 	d.settings = &table[uint32, weftWeftSettings]{m: d.objs.Settings, name: "settings"}
 	d.locals = &table[weftWeftAddr, weftWeftLocal]{m: d.objs.Locals, name: "locals"}
+	d.slots = &table[uint32, weftWeftSlot]{m: d.objs.Slots, name: "slots"}
 	d.remotes = &table[weftWeftPrefix, weftWeftRemote]{m: d.objs.Remotes, name: "remotes"}
 	d.peers = &table[weftWeftAddr, uint32]{m: d.objs.Peers, name: "peers"}
 	return d, nil
@@ -296,7 +298,7 @@ func (d *Driver) putLocal(r *plan.Local, index int) error {
 		v.Shaped = 1
 	}
 	for _, a := range r.Addrs {
-		if err := d.locals.put(addrOf(a), v); err != nil {
+		if err := d.putAddr(a, v); err != nil {
 			return fmt.Errorf("local %s: address %s: %w", r.HostIf, a, err)
 		}
 		d.owner[a] = r.HostIf
@@ -310,7 +312,7 @@ func (d *Driver) keepAddrs(hostIf string, keep []netip.Addr) error {
 		if slices.Contains(keep, a) || d.owner[a] != hostIf {
 			continue
 		}
-		if err := d.locals.drop(addrOf(a)); err != nil {
+		if err := d.dropAddr(a); err != nil {
 			return fmt.Errorf("local %s: address %s: %w", hostIf, a, err)
 		}
 		delete(d.owner, a)
@@ -343,7 +345,7 @@ func (d *Driver) Sweep(_ context.Context, want plan.View) error {
 		devices[r.Dev] = true
 	}
 	return errors.Join(
-		d.locals.keep(locals), d.remotes.keep(remotes), d.peers.keep(peers),
+		d.locals.keep(locals), d.rebuildSlots(), d.remotes.keep(remotes), d.peers.keep(peers),
 		d.mode.keep(devices), d.removeLayouts())
 }
 

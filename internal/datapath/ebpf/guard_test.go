@@ -28,12 +28,12 @@ func TestVerified(t *testing.T) {
 		prog            *ebpf.Program
 		verified, insns int
 	}{
-		{"from_pod", o.FromPod, 5200, 1460},
-		{"to_pod", o.ToPod, 620, 280},
-		{"from_net", o.FromNet, 2900, 940},
-		{"to_net", o.ToNet, 500, 260},
-		{"from_overlay", o.FromOverlay, 960, 550},
-		{"to_overlay", o.ToOverlay, 3600, 750},
+		{"from_pod", o.FromPod, 6300, 1570},
+		{"to_pod", o.ToPod, 1050, 330},
+		{"from_net", o.FromNet, 5000, 1070},
+		{"to_net", o.ToNet, 760, 310},
+		{"from_overlay", o.FromOverlay, 1660, 600},
+		{"to_overlay", o.ToOverlay, 4070, 800},
 	} {
 		info, err := c.prog.Info()
 		if err != nil {
@@ -116,20 +116,21 @@ func lookupCounter(t *testing.T, n *node, program string) (*ebpf.Program, *ebpf.
 func (d *Driver) maps() map[string]*ebpf.Map {
 	o := d.objs
 	return map[string]*ebpf.Map{
-		"settings": o.Settings, "locals": o.Locals, "remotes": o.Remotes, "peers": o.Peers, "track": o.Track, "stats": o.Stats,
+		"settings": o.Settings, "locals": o.Locals, "slots": o.Slots, "remotes": o.Remotes, "peers": o.Peers, "track": o.Track, "stats": o.Stats,
 	}
 }
 
-// TestLookups counts the lookups of each path. settings and stats are arrays, whose lookups the JIT inlines.
+// TestLookups counts the lookups of each path. settings, slots and stats are arrays, whose lookups
+// the JIT inlines.
 func TestLookups(t *testing.T) {
 	want := map[string]string{
-		"from_pod/local":    "locals 2 settings 1 stats 1",
-		"from_pod/tunnel":   "locals 2 remotes 1 settings 1 stats 1",
-		"from_pod/direct":   "locals 2 remotes 1 settings 1 stats 1",
-		"from_pod/stack":    "locals 2 remotes 1 settings 1 stats 1",
-		"from_net/local":    "locals 1 settings 1 stats 1",
-		"from_net/other":    "locals 1 settings 1",
-		"from_net/tunnel":   "locals 1 peers 1 settings 1 stats 1",
+		"from_pod/local":    "settings 1 slots 2 stats 1",
+		"from_pod/tunnel":   "remotes 1 settings 1 slots 2 stats 1",
+		"from_pod/direct":   "remotes 1 settings 1 slots 2 stats 1",
+		"from_pod/stack":    "remotes 1 settings 1 slots 2 stats 1",
+		"from_net/local":    "remotes 1 settings 1 slots 1 stats 1",
+		"from_net/other":    "settings 1 slots 1",
+		"from_net/tunnel":   "peers 1 settings 1 slots 1 stats 1",
 		"to_overlay/tunnel": "remotes 1 settings 1 stats 1",
 		"to_pod/untracked":  "settings 1",
 		"to_net/untracked":  "settings 1",

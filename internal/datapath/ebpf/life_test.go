@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ func (n *node) remove(keys ...plan.Key) {
 }
 
 func (n *node) writes() int {
-	return n.driver.settings.writes + n.driver.locals.writes + n.driver.remotes.writes + n.driver.peers.writes
+	return n.driver.settings.writes + n.driver.locals.writes + n.driver.slots.writes + n.driver.remotes.writes + n.driver.peers.writes
 }
 
 // stream sends numbered datagrams, one a millisecond, until stop is called, which returns how many got lost.
@@ -243,13 +244,18 @@ func TestDelete(t *testing.T) {
 			var left []string
 			for name, m := range a.driver.maps() {
 				var k, v []byte
-				for entries := m.Iterate(); name != "settings" && name != "stats" && entries.Next(&k, &v); {
+				for entries := m.Iterate(); name != "settings" && name != "stats" && name != "slots" && entries.Next(&k, &v); {
 					left = append(left, name)
 				}
 			}
 			var s weftWeftSettings
 			if err := a.driver.settings.m.Lookup(uint32(0), &s); err != nil || s != (weftWeftSettings{}) {
 				left = append(left, "settings")
+			}
+			for i := range a.driver.slots.m.MaxEntries() {
+				if s, err := a.driver.slot(i); err != nil || s != (weftWeftSlot{}) {
+					left = append(left, fmt.Sprint("slot ", i))
+				}
 			}
 			for _, dev := range []string{p.hostIf, uplink, overlayDev} {
 				left = append(left, a.attached(dev)...)
@@ -291,6 +297,69 @@ func TestAddressMoves(t *testing.T) {
 		t.Errorf("%s is still known", first.addrs[0])
 	}
 	talk(t, client, second)
+}
+
+// TestSharedSlot: addresses that share a slot are all found, whichever comes first and goes first.
+func TestSharedSlot(t *testing.T) {
+	n, _ := network(t, 1500)
+	first, second, client := n.addPod(1500), n.addPod(1500), n.addPod(1500)
+	n.want(n.settings())
+	n.apply()
+	size := uint64(n.driver.slots.m.MaxEntries())
+	base := first.addrs[0]
+	shared := []netip.Addr{
+		netset.Nth(netip.MustParsePrefix("10.0.0.0/8"), mustOffset(t, base)+size),
+		netset.Nth(netip.MustParsePrefix("fd99::/64"), mustOffset(t, base)&(size-1)^size/2),
+	}
+	row := second.row()
+	row.Addrs = append(row.Addrs, shared...)
+	n.want(row)
+	n.apply()
+	for _, a := range shared {
+		if n.driver.slotOf(a) != n.driver.slotOf(base) {
+			t.Fatalf("%s has slot %d, %s has %d", a, n.driver.slotOf(a), base, n.driver.slotOf(base))
+		}
+	}
+	reach := func(when string, to *pod, addrs ...netip.Addr) {
+		t.Helper()
+		for _, a := range addrs {
+			f := netset.Of(a)
+			in := frame{srcMAC: client.mac, dstMAC: model.GatewayMAC, src: client.addr(f), dst: a, proto: protoTCP, payload: tcp(1, 2, 3)}
+			want, verdict := in.forwarded(to.mac, model.GatewayMAC).bytes(), uint32(verdictRedirect)
+			if to == client { // nobody
+				want, verdict = in.bytes(), verdictNext
+			}
+			if got, out := n.run(n.driver.objs.FromPod, client.hostIf, in.bytes()); got != verdict || !bytes.Equal(out, want) {
+				t.Errorf("%s: to %s: verdict %d\n%s", when, a, int32(got), dump(out))
+			}
+		}
+	}
+	reach("together", first, base)
+	reach("together", second, shared...)
+	n.remove(first.row().Key())
+	reach("the first is gone", second, shared...)
+	reach("the first is gone", client, base)
+	n.want(first.row())
+	n.apply()
+	reach("the first is back", first, base)
+	reach("the first is back", second, shared...)
+	n.remove(row.Key())
+	n.sweep()
+	reach("the others are gone", first, base)
+	reach("the others are gone", client, shared...)
+	if s, err := n.driver.slot(n.driver.slotOf(base)); err != nil || s.More != 0 {
+		t.Errorf("the slot still sends to the hash: %+v, %v", s, err)
+	}
+}
+
+// mustOffset is how far an address is from the start of its family's widest prefix of the tests.
+func mustOffset(t *testing.T, a netip.Addr) uint64 {
+	t.Helper()
+	n, ok := netset.Offset(netip.MustParsePrefix("10.0.0.0/8"), a)
+	if !ok {
+		t.Fatalf("%s is not in 10.0.0.0/8", a)
+	}
+	return n
 }
 
 // TestLinkMadeAgain: a device that vanished and came back under its name gets its programs and entries again.

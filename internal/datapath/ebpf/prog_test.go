@@ -466,6 +466,10 @@ func TestFromNet(t *testing.T) {
 				left("carrier of half an IP header", with(good, func(f *frame) { f.payload = f.payload[:8+8+14+10] }), nil),
 				left("to nobody", with(plain, func(x *frame) { x.dst = netset.First(n.addrs, f) }), nil),
 				{name: "direct, last hop", prog: prog, dev: uplink, in: with(plain, func(f *frame) { f.ttl = 1 }).bytes(), verdict: verdictNext, reason: "stack_ttl"},
+				{
+					name: "direct, from outside of the cluster", prog: prog, dev: uplink, verdict: verdictNext, reason: "stack",
+					in: with(plain, func(x *frame) { x.src = netset.Nth(netset.Default(f), 0x08080808) }).bytes(),
+				},
 				left("direct, to another MAC", with(plain, func(f *frame) { f.dstMAC = gw }), nil),
 				left("tunnelled, to another MAC", with(good, func(f *frame) { f.dstMAC = gw }), nil),
 				left("direct, to everybody", with(plain, func(f *frame) { f.dstMAC = model.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }), nil),

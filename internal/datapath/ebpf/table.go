@@ -83,6 +83,15 @@ func addrOf(a netip.Addr) (out weftWeftAddr) {
 	return out
 }
 
+// addrFrom is the inverse of addrOf.
+func addrFrom(a weftWeftAddr) netip.Addr {
+	var b [16]byte
+	for i, w := range a.W {
+		binary.NativeEndian.PutUint32(b[4*i:], w)
+	}
+	return netip.AddrFrom16(b).Unmap()
+}
+
 // prefixOf is a prefix as the map of remotes has it.
 func prefixOf(p netip.Prefix) weftWeftPrefix {
 	return weftWeftPrefix{Len: uint32(netset.PrefixLen16(p)), Addr: addrOf(p.Masked().Addr())}

@@ -58,6 +58,13 @@ type weftWeftSettings struct {
 	Ready    uint32
 }
 
+type weftWeftSlot struct {
+	_     structs.HostLayout
+	Addr  weftWeftAddr
+	Local weftWeftLocal
+	More  uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -66,6 +73,7 @@ const (
 	weftMapPeers        = "peers"
 	weftMapRemotes      = "remotes"
 	weftMapSettings     = "settings"
+	weftMapSlots        = "slots"
 	weftMapStats        = "stats"
 	weftMapTrack        = "track"
 	weftProgFromNet     = "from_net"
@@ -134,6 +142,7 @@ type weftMapSpecs struct {
 	Peers    *ebpf.MapSpec `ebpf:"peers"`
 	Remotes  *ebpf.MapSpec `ebpf:"remotes"`
 	Settings *ebpf.MapSpec `ebpf:"settings"`
+	Slots    *ebpf.MapSpec `ebpf:"slots"`
 	Stats    *ebpf.MapSpec `ebpf:"stats"`
 	Track    *ebpf.MapSpec `ebpf:"track"`
 }
@@ -168,6 +177,7 @@ type weftMaps struct {
 	Peers    *ebpf.Map `ebpf:"peers"`
 	Remotes  *ebpf.Map `ebpf:"remotes"`
 	Settings *ebpf.Map `ebpf:"settings"`
+	Slots    *ebpf.Map `ebpf:"slots"`
 	Stats    *ebpf.Map `ebpf:"stats"`
 	Track    *ebpf.Map `ebpf:"track"`
 }
@@ -178,6 +188,7 @@ func (m *weftMaps) Close() error {
 		m.Peers,
 		m.Remotes,
 		m.Settings,
+		m.Slots,
 		m.Stats,
 		m.Track,
 	)
