@@ -40,7 +40,7 @@ It needs root and Linux, and touches nothing outside its namespaces, its cgroup
   weft lab probe web-0 db:5432                # can web-0 reach db?
   weft lab node node1 -- weft status          # on a node
   weft lab down                               # leave nothing behind
-  weft lab test policy.txtar                  # a whole scenario, for CI
+  weft lab test scenario.txtar                # apply, expect, report: for CI
   weft lab demo                               # see it work in seconds`,
 	}
 	c.PersistentFlags().String("name", "", "name of the lab (may be left out if there is only one)")

@@ -64,13 +64,15 @@ func labTest() *cobra.Command {
 		Use:   "test SCRIPT...",
 		Short: "Run scenarios in labs of their own and report",
 		Long: `Runs txtar scripts, each in a lab of its own that is taken down afterwards, and prints what
-was tried and how long it took. The exit code is 1 if an expectation failed.
+was tried and how long it took. The exit code is 1 if an expectation failed. With --name they
+run in that lab, which is up and stays so.
 
 ` + script.Help(),
-		Example: "  weft lab test policy.txtar\n  weft lab test --keep tests/*.txtar",
+		Example: "  weft lab test scenario.txtar\n  weft lab test --keep tests/*.txtar",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s.Keep, s.Out = keep, cmd.OutOrStdout()
+			s.Name, _ = cmd.Flags().GetString("name")
 			failed := 0
 			for _, file := range args {
 				if err := s.RunFile(cmd.Context(), file); err != nil {
