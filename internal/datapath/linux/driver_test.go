@@ -5,10 +5,12 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,7 +41,16 @@ type node struct {
 	*testkit.Netns
 	t      testing.TB
 	driver *linux.Driver
-	want   view
+	mu     sync.Mutex
+	want   view // guarded by mu where a repairer runs; drivers are handed copies
+}
+
+// change changes what is wanted, and returns a copy.
+func (n *node) change(f func(view)) view {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	f(n.want)
+	return maps.Clone(n.want)
 }
 
 func newNode(tb testing.TB) *node {
@@ -73,10 +84,12 @@ func (n *node) restart() {
 // try upserts rows and returns the first error.
 func (n *node) try(rows ...plan.Row) error {
 	n.t.Helper()
-	for _, r := range rows {
-		n.want[r.Key()] = r
-	}
-	res := n.driver.Apply(context.Background(), n.want, plan.Changes{Upsert: rows})
+	want := n.change(func(v view) {
+		for _, r := range rows {
+			v[r.Key()] = r
+		}
+	})
+	res := n.driver.Apply(context.Background(), want, plan.Changes{Upsert: rows})
 	return n.first(res, rows)
 }
 
@@ -101,10 +114,12 @@ func (n *node) apply(rows ...plan.Row) {
 
 func (n *node) remove(rows ...plan.Row) {
 	n.t.Helper()
-	for _, r := range rows {
-		delete(n.want, r.Key())
-	}
-	if err := n.first(n.driver.Apply(context.Background(), n.want, plan.Changes{Delete: rows}), rows); err != nil {
+	want := n.change(func(v view) {
+		for _, r := range rows {
+			delete(v, r.Key())
+		}
+	})
+	if err := n.first(n.driver.Apply(context.Background(), want, plan.Changes{Delete: rows}), rows); err != nil {
 		n.t.Fatal(err)
 	}
 }

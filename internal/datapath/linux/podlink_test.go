@@ -1,7 +1,6 @@
 package linux_test
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,12 +20,23 @@ import (
 // quiet runs f while `ip monitor` listens in the namespaces, and returns what it heard.
 func quiet(t *testing.T, in []*testkit.Netns, f func()) string {
 	t.Helper()
-	var out bytes.Buffer
+	var out strings.Builder
 	var stop []func()
-	for _, n := range in {
-		var heard bytes.Buffer
+	for i, n := range in {
+		path := fmt.Sprintf("%s/heard%d", t.TempDir(), i)
+		file, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heard := func() string {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(b)
+		}
 		cmd := exec.Command("ip", "-o", "monitor", "link", "address", "route", "rule", "neigh", "netconf")
-		cmd.Stdout = &heard
+		cmd.Stdout = file
 		n.Do(t, func() {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
@@ -35,17 +45,18 @@ func quiet(t *testing.T, in []*testkit.Netns, f func()) string {
 		stop = append(stop, func() {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
-			for line := range strings.Lines(heard.String()) {
+			_ = file.Close()
+			for line := range strings.Lines(heard()) {
 				// An interface that is gone by the time that ip prints it is the mark.
 				if !strings.Contains(line, "mark") && !strings.Contains(line, "Deleted inet") && !regexp.MustCompile(`\bif\d+\b`).MatchString(line) {
 					out.WriteString(line)
 				}
 			}
-			if heard.Len() == 0 {
+			if heard() == "" {
 				t.Error("the monitor heard nothing at all")
 			}
 		})
-		mark(t, n, "mark0", &heard)
+		mark(t, n, "mark0", heard)
 	}
 	f()
 	for i, n := range in {
@@ -56,13 +67,13 @@ func quiet(t *testing.T, in []*testkit.Netns, f func()) string {
 }
 
 // mark makes an interface, so that the monitor's output has a place. It repeats it until the monitor listens.
-func mark(t *testing.T, n *testkit.Netns, name string, heard *bytes.Buffer) {
+func mark(t *testing.T, n *testkit.Netns, name string, heard func() string) {
 	t.Helper()
 	for range 100 {
 		n.IP(t, "link add "+name+" type bridge")
 		n.IP(t, "link del "+name)
 		time.Sleep(20 * time.Millisecond)
-		if heard == nil || strings.Contains(heard.String(), "Deleted") {
+		if heard == nil || strings.Contains(heard(), "Deleted") {
 			return
 		}
 	}

@@ -46,8 +46,9 @@ func (n *node) repair(t *testing.T) *repairer {
 			case <-ctx.Done():
 				return
 			case k := <-r.todo:
-				if row := n.want.Get(k); row != nil {
-					n.driver.Apply(ctx, n.want, plan.Changes{Upsert: []plan.Row{row}})
+				want := n.change(func(view) {})
+				if row := want.Get(k); row != nil {
+					n.driver.Apply(ctx, want, plan.Changes{Upsert: []plan.Row{row}})
 				}
 			}
 		}
