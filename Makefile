@@ -70,6 +70,7 @@ cluster: ## a real Kubernetes cluster with weft on this machine; prints how to u
 .PHONY: e2e
 e2e: ## the tests that need a real Kubernetes cluster: made for it, and removed
 	hack/deps.sh e2e
+	go run ./test/e2e/cmd/cluster binaries
 	go test -tags e2e -count=1 -timeout 40m -v ./test/e2e
 
 .PHONY: bench
