@@ -161,8 +161,9 @@ func (r *rig) expect(t *testing.T, what string, within time.Duration, slack int,
 				want[peer.name] = min(legs[i], legs[j])
 			}
 		}
-		m.table.await(t, what+": "+m.name, want, slack, within-time.Since(start))
+		m.table.await(t, what+": "+m.name, want, slack, testkit.Within(within)-time.Since(start))
 	}
+	testkit.Promised(t, what, time.Since(start), within)
 	t.Logf("%s: all %d paths right after %s", what, len(legs)*(len(legs)-1), time.Since(start).Round(time.Millisecond))
 }
 

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"weft/internal/testkit"
 )
 
 // TestPathMTU is behaviour 14, the unencrypted part: underlay legs of 9000, 1500 and 1400 bytes. For every pair of pods
@@ -72,9 +74,10 @@ func (l *lab) path(from, to string, limit time.Duration, mtus ...int) time.Durat
 		}
 		return true
 	}
-	return l.eventually(limit, fmt.Sprintf("path MTU %v from %s to %s", mtus, from, to), func() bool {
-		return slices.ContainsFunc(mtus, passes)
-	})
+	what := fmt.Sprintf("path MTU %v from %s to %s", mtus, from, to)
+	took := l.eventually(testkit.Within(limit), what, func() bool { return slices.ContainsFunc(mtus, passes) })
+	testkit.Promised(l.T, what, took, limit)
+	return took
 }
 
 // fragments is how many packets any host of the lab has fragmented.

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"weft/internal/testkit"
 )
 
 // TestNeighbours is behaviour 9: what others on the host do to us is put right within a second, and named.
@@ -62,7 +64,7 @@ func neighbours(t *testing.T, backend string) {
 			continue
 		}
 		l.node("node1", "sh", "-c", x.do)
-		took := l.eventually(time.Second, "pods reach each other after "+x.do, func() bool {
+		took := l.eventually(testkit.Within(time.Second), "pods reach each other after "+x.do, func() bool {
 			_, one := l.try("probe", "a", "b:7", "--timeout", "300ms")
 			_, two := l.try("probe", "a", "c:7", "--timeout", "300ms")
 			return one == nil && two == nil
@@ -70,18 +72,20 @@ func neighbours(t *testing.T, backend string) {
 		if x.heal != "" {
 			l.node("node1", "sh", "-c", x.heal)
 		}
-		host := l.eventually(time.Second, "host, outside and host port after "+x.do, func() bool {
+		host := l.eventually(testkit.Within(time.Second), "host, outside and host port after "+x.do, func() bool {
 			_, one := l.try("probe", "node1", "a:7", "--timeout", "300ms")
 			_, two := l.try("probe", "a", "outside/icmp", "--timeout", "300ms")
 			_, three := l.try("probe", "outside", "node1:8080", "--timeout", "300ms")
 			return one == nil && two == nil && three == nil
 		})
 		if x.says != "" {
-			l.eventually(time.Second, "doctor names it after "+x.do, func() bool {
+			l.eventually(testkit.Within(time.Second), "doctor names it after "+x.do, func() bool {
 				out, _ := l.try("node", "node1", "--", "weft", "doctor")
 				return strings.Contains(out, x.says)
 			})
 		}
+		testkit.Promised(t, "pods after "+x.do, took, time.Second)
+		testkit.Promised(t, "host and outside after "+x.do, host, time.Second)
 		t.Logf("pods %4d ms, host and outside %4d ms  %s", took.Milliseconds(), host.Milliseconds(), strings.TrimPrefix(x.do, keep))
 	}
 
