@@ -145,6 +145,7 @@ func mirror(ctx context.Context) (string, error) {
 // versions compares names by their numbers.
 func versions(a, b string) int {
 	fields := func(s string) (out []int) {
+		s, _, _ = strings.Cut(s, "-cloud") // what follows has numbers that are no version
 		for _, f := range strings.FieldsFunc(s, func(r rune) bool { return r < '0' || r > '9' }) {
 			n, _ := strconv.Atoi(f)
 			out = append(out, n)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -71,7 +72,7 @@ func modules(ctx context.Context, dir string) ([]module, error) {
 				return err
 			}
 		}
-		out = append(out, module{name, image, needs})
+		out = append(out, module{name, unsigned(image), needs})
 		return nil
 	}
 	for _, name := range wanted() {
@@ -80,6 +81,22 @@ func modules(ctx context.Context, dir string) ([]module, error) {
 		}
 	}
 	return out, nil
+}
+
+// unsigned cuts off the signature that Debian appends: to verify it takes longer than all else
+// at boot. A module without one is loaded as well, and taints this kernel that lives for minutes.
+func unsigned(image []byte) []byte {
+	const magic, trailer = "~Module signature appended~\n", 12
+	body, signed := bytes.CutSuffix(image, []byte(magic))
+	if !signed || len(body) < trailer {
+		return image
+	}
+	// struct module_signature (include/linux/module_signature.h) ends with the signature's length.
+	length := int(binary.BigEndian.Uint32(body[len(body)-4:]))
+	if length > len(body)-trailer {
+		return image
+	}
+	return body[:len(body)-trailer-length]
 }
 
 // dependencies reads the names in a module's "depends=" (and soft "pre:") lines.

@@ -83,7 +83,7 @@ func boot(ctx context.Context, dir string, k kernel, s suite, o options) error {
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,-cx16", "-m", o.memory,
 		"-smp", strconv.Itoa(o.cpus), "-nodefaults", "-icount", "shift=1,sleep=off", "-display", "none", "-no-reboot", "-serial", "stdio", "-serial", "file:"+log,
 		"-kernel", k.image, "-initrd", ramdisk,
-		"-append", "console=ttyS1 panic=-1 oops=panic loglevel=6 random.trust_cpu=on mitigations=off nokaslr tsc=reliable rdinit=/init")
+		"-append", "console=ttyS1 panic=-1 oops=panic loglevel=6 random.trust_cpu=on mitigations=off nokaslr tsc=reliable cryptomgr.notests audit=0 rdinit=/init")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	cmd.WaitDelay = 5 * time.Second

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,9 +33,11 @@ func main() {
 	if err := os.WriteFile("/proc/sys/net/core/fb_tunnels_only_for_init_net", []byte("2"), 0o644); err != nil {
 		fmt.Fprintf(console, "@weft %v\n", err)
 	}
+	kernel := uptime()
 	for _, p := range load() {
 		fmt.Fprintf(console, "@weft module not loaded: %v\n", p)
 	}
+	fmt.Fprintf(console, "@weft the kernel took %s of its own time, the modules %s\n", kernel, uptime()-kernel)
 	if err := runAll(console); err != nil {
 		fmt.Fprintf(console, "@weft problem: %v\n", err)
 	}
@@ -43,6 +46,15 @@ func main() {
 
 // off ends the machine. There is no disk to sync.
 func off() { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }
+
+// uptime is how long the machine has been running by its own clock.
+func uptime() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0
+	}
+	return time.Duration(t.Nano()).Round(10 * time.Millisecond)
+}
 
 // setUp makes the file systems that tests expect and opens the serial line.
 func setUp() (*os.File, error) {
