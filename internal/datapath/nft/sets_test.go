@@ -47,7 +47,7 @@ func TestGolden(t *testing.T) {
 			lines = append(lines, line)
 		}
 	}
-	got = "table inet weft-nat {\n" + strings.Join(lines, "")
+	got = "table inet weft-nat {\n" + strings.TrimLeft(strings.Join(lines, ""), "\n")
 	const file = "testdata/weft-nat.nft"
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
