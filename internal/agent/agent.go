@@ -126,7 +126,7 @@ func (a *Agent) start(ctx context.Context) error {
 	a.group.Go("reconcile", a.loop.Run)
 	a.group.Go("watch linux", func(ctx context.Context) error { return a.linux.Watch(ctx, a.repair) })
 	a.group.Go("watch nft", func(ctx context.Context) error { return a.nft.Watch(ctx, a.repair) })
-	a.group.Go("watch ebpf", func(ctx context.Context) error { return watchRows(ctx, a.ebpf, a.repair) })
+	a.group.Go("watch ebpf", func(ctx context.Context) error { return a.ebpf.Watch(ctx, a.repair) })
 	a.group.Go("examine", a.examine)
 	a.group.Go("http", a.serveHTTP)
 	a.group.Go("ready", a.becomeReady)
