@@ -82,10 +82,14 @@ static __noinline int track_note(struct __sk_buff *skb, const struct weft_packet
 	return 0;
 }
 
-/* track_hit says whether p must pass the stack. */
+/*
+ * track_hit says whether p must pass the stack: as the reply to a translated flow, or because its own reply would be
+ * taken for one. A client may use one port for a pod's own address and for a host port of it; the stack
+ * then gives one of the two flows another port.
+ */
 static __noinline int track_hit(struct __sk_buff *skb, const struct weft_packet *p)
 {
-	struct weft_flow flow = {};
+	struct weft_flow flow = {}, reply = {};
 	__be16 ports[2];
 
 	if (p->fragment)
@@ -99,5 +103,12 @@ static __noinline int track_hit(struct __sk_buff *skb, const struct weft_packet 
 	flow.sport = ports[0];
 	flow.dport = ports[1];
 	flow.proto = p->proto;
-	return bpf_map_lookup_elem(&track, &flow) != NULL;
+	if (bpf_map_lookup_elem(&track, &flow))
+		return 1;
+	reply.src = p->dst;
+	reply.dst = p->src;
+	reply.sport = ports[1];
+	reply.dport = ports[0];
+	reply.proto = p->proto;
+	return bpf_map_lookup_elem(&track, &reply) != NULL;
 }
