@@ -6,8 +6,11 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weft/internal/netset"
 )
@@ -43,9 +46,18 @@ func hello(t *testing.T, p *pod) {
 // ask connects within a time and reads the line. A time under a second is for what is expected to fail.
 func ask(t *testing.T, from place, to netip.AddrPort, within time.Duration) error {
 	t.Helper()
+	return askFrom(t, from, 0, to, within)
+}
+
+// askFrom is ask from a port of the client, 0: any.
+func askFrom(t *testing.T, from place, port int, to netip.AddrPort, within time.Duration) error {
+	t.Helper()
 	var c net.Conn
 	var err error
-	from.netns().Do(t, func() { c, err = (&net.Dialer{Timeout: within}).Dial("tcp", to.String()) })
+	d := &net.Dialer{Timeout: within, LocalAddr: &net.TCPAddr{Port: port}, Control: func(_, _ string, rc syscall.RawConn) error {
+		return rc.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	}}
+	from.netns().Do(t, func() { c, err = d.Dial("tcp", to.String()) })
 	if err != nil {
 		return err
 	}
@@ -124,6 +136,24 @@ func TestTracked(t *testing.T) {
 				}
 			}
 			track(true)
+			// One port of the client for a translated flow, and then for a direct one to the same pod.
+			for i, f := range netset.Families() {
+				for j, c := range []struct {
+					service netip.AddrPort
+					pod     *pod
+				}{
+					{netip.AddrPortFrom(services[i], 1000), near}, {netip.AddrPortFrom(services[i], 1001), far}, {netip.AddrPortFrom(b.addrs[i], 1002), far},
+				} {
+					port := 40000 + i*10 + j
+					if err := askFrom(t, client, port, c.service, patience); err != nil {
+						t.Errorf("%s from port %d: %v", c.service, port, err)
+					}
+					direct := netip.AddrPortFrom(c.pod.addr(f), 80)
+					if err := askFrom(t, client, port, direct, patience); err != nil {
+						t.Errorf("%s from port %d, which a flow to %s had: %v", direct, port, c.service, err)
+					}
+				}
+			}
 			before := a.driver.Stats()
 			talk(t, client, far)
 			talk(t, client, near)
