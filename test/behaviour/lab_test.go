@@ -179,11 +179,15 @@ type report struct {
 	Gap             time.Duration
 }
 
-// stream keeps traffic going from a pod while do runs, and for a moment longer.
-func (l *lab) stream(pod string, conns int, d time.Duration, to []string, do func()) report {
+// stream keeps traffic going from a pod while do runs.
+func (l *lab) stream(pod string, conns int, to []string, do func()) report {
 	l.Helper()
-	cmd := l.command("exec", append([]string{pod, "--", "/opt/weft/bin/traffic", "stream", fmt.Sprint(conns), d.String()}, to...)...)
+	cmd := l.command("exec", append([]string{pod, "--", "/opt/weft/bin/traffic", "stream", fmt.Sprint(conns)}, to...)...)
 	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	running, err := cmd.StdinPipe()
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -198,6 +202,7 @@ func (l *lab) stream(pod string, conns int, d time.Duration, to []string, do fun
 		l.Fatalf("streams from %s to %v did not start: %v", pod, to, err)
 	}
 	do()
+	_ = running.Close()
 	var r report
 	if err := dec.Decode(&r); err != nil {
 		l.Fatalf("no report of the streams from %s: %v", pod, err)

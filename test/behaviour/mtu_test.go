@@ -35,7 +35,7 @@ func TestPathMTU(t *testing.T) {
 				}
 			}
 			sent := l.fragments()
-			r := l.stream("a", 5, 3*time.Second, []string{join(l.addrs("b")[0], "7"), join(l.addrs("c")[1], "7")}, func() {})
+			r := l.stream("a", 5, []string{join(l.addrs("b")[0], "7"), join(l.addrs("c")[1], "7")}, func() { time.Sleep(3 * time.Second) })
 			if len(r.Failed) > 0 {
 				t.Error(r.Failed)
 			}
