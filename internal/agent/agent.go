@@ -46,7 +46,6 @@ type Agent struct {
 	ebpf      *ebpf.Driver
 	cni       *cni.Source
 	cluster   cluster
-	ready     chan struct{} // closed when the agent can serve pods for the first time
 
 	mu       sync.Mutex
 	findings []string // guarded by mu: what is wrong on the host now
@@ -66,7 +65,7 @@ func Run(ctx context.Context, cfg model.Config, version string, logTo io.Writer)
 	defer unlock()
 	a := &Agent{
 		cfg: cfg, version: version, clock: run.System(), started: time.Now(), log: log,
-		metrics: newMetrics(), ready: make(chan struct{}),
+		metrics: newMetrics(),
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -182,7 +181,6 @@ func (a *Agent) becomeReady(ctx context.Context) error {
 	if err := a.installPlugin(); err != nil {
 		return err
 	}
-	close(a.ready)
 	a.log.Info("ready: pods can be served", "after", time.Since(a.started).Round(time.Millisecond), "offline", a.cluster.offline())
 	select {
 	case <-ctx.Done():
