@@ -24,7 +24,7 @@ func layers() map[string]layer {
 
 		"model": 1, "plan": 1, "api": 1,
 
-		"convert/*": 2, "compile/*": 2, "ipam": 2, "datapath/*": 2, "datapath/linux/rtnl": 2,
+		"convert/*": 2, "compile/*": 2, "oracle": 2, "ipam": 2, "datapath/*": 2, "datapath/linux/rtnl": 2,
 
 		"store": 3,
 
@@ -48,7 +48,13 @@ func siblings() map[string][]string {
 		"datapath/ebpf":  {"datapath/linux"},
 		"datapath/nft":   {"datapath/linux"},
 		"datapath/ovs":   {"datapath/linux"},
-		"convert/k8s":    {"convert/wire"},
+		"convert/k8s":    {"convert/wire", "convert/object"},
+		"convert/sig":    {"convert/object"},
+		"convert/calico": {"convert/object"},
+		"convert/cilium": {"convert/object"},
+		"convert/antrea": {"convert/object"},
+		"convert/gke":    {"convert/object"},
+		"convert/aws":    {"convert/object", "convert/sig"},
 		"lab/kubelet":    {"lab/objects", "lab/probe"},
 		"lab/script":     {"lab", "lab/objects"},
 		"cli":            {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},

@@ -28,12 +28,20 @@ const (
 	KindPathMTU   Kind = "pathmtu"
 	KindFeature   Kind = "features"
 	KindIncident  Kind = "incidents"
+
+	KindPolicy         Kind = "policies"
+	KindTier           Kind = "tiers"
+	KindGroup          Kind = "groups"
+	KindAddressSet     Kind = "addresssets"
+	KindHostEndpoint   Kind = "hostendpoints"
+	KindServiceAccount Kind = "serviceaccounts"
 )
 
 // Kinds lists every kind in the order in which tables are shown.
 func Kinds() []Kind {
 	return []Kind{
 		KindConfig, KindNode, KindNamespace, KindPod, KindService, KindBackends,
+		KindServiceAccount, KindPolicy, KindTier, KindGroup, KindAddressSet, KindHostEndpoint,
 		KindEndpoint, KindDevice, KindPathMTU, KindFeature, KindIncident,
 	}
 }

@@ -81,6 +81,8 @@ type Pod struct {
 	HostNetwork bool
 	Finished    bool // phase Succeeded or Failed: it runs no more and its addresses are free
 	Labels      map[string]string
+	Account     string       // spec.serviceAccountName
+	Ports       []Port       // the named ports of its containers
 	Addrs       []netip.Addr // status.podIPs; none of a finished pod
 	// Of annotations, nil or zero where absent. A malformed annotation is in Problem.
 	WantAddrs []netip.Addr // weft.io/ips: requested addresses, at most one a family
