@@ -211,3 +211,10 @@ type Result struct {
 	Objects []model.Object
 	Err     error
 }
+
+// Kind is a kind of objects that a converter understands, as the API server knows it.
+type Kind struct {
+	Type       Type
+	Plural     string // of the resource, "networkpolicies"
+	Namespaced bool
+}
