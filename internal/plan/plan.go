@@ -30,13 +30,20 @@ const (
 	KindRemote     Kind = "remotes"
 	KindLocal      Kind = "locals"
 	KindProblem    Kind = "problems"
+
+	KindIdentity  Kind = "identities"
+	KindPeerSet   Kind = "peersets"
+	KindPolicySet Kind = "policysets"
+	KindAddress   Kind = "addresses"
+	KindGuard     Kind = "guards"
 )
 
 // Kinds lists every kind: referents before what refers to them.
 func Kinds() []Kind {
 	return []Kind{
 		KindOverlay, KindRule, KindPodLink, KindNeighbour, KindRoute, KindSysctl,
-		KindMasquerade, KindHostPort, KindSettings, KindHook, KindRemote, KindLocal,
+		KindMasquerade, KindHostPort, KindIdentity, KindPeerSet, KindPolicySet, KindAddress, KindGuard,
+		KindSettings, KindHook, KindRemote, KindLocal,
 		KindProblem,
 	}
 }

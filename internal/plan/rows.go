@@ -229,6 +229,10 @@ type Settings struct {
 	// Tracked: flows that the host's stack delivers to or from pods may have been translated (host ports,
 	// kube-proxy), so their replies must pass the stack too. Off, the fast path saves a lookup.
 	Tracked bool
+	// Policed: policy is enforced. A pod without a Guard row is closed then, and Keep says that a connection once allowed
+	// stays so, whatever policies say later.
+	Policed bool
+	Keep    bool
 }
 
 // Key implements Row: there is one.
@@ -236,7 +240,8 @@ func (s *Settings) Key() Key { return Key{KindSettings, "node"} }
 
 func (s *Settings) String() string {
 	return text("gateway", s.GatewayMAC.String(), fmt.Sprintf("vni %d port %d", s.VNI, s.Port), opt("overlay", s.Overlay),
-		opt("underlay", s.Underlay), list("addr", s.Addrs), flag("tracked", s.Tracked))
+		opt("underlay", s.Underlay), list("addr", s.Addrs), flag("tracked", s.Tracked),
+		flag("policed", s.Policed), flag("keep", s.Keep))
 }
 
 // Role says which programs belong on a device of the host.
