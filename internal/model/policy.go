@@ -99,7 +99,7 @@ type Policy struct {
 	Set     bool
 	Hook    Hook
 	Subject *selector.Expr // the endpoints that it applies to, by their labels; nil: none
-	Groups  []Ref          // or those that are in one of these groups (KindGroup)
+	Groups  []Ref          // or those that are in one of these groups (KindGroup) by labels: members by Nets are no subjects
 	Staged  bool           // says what it would do, and does nothing
 	// Nil: the policy says nothing of the direction. Not nil: it selects the subject in that direction, also without rules.
 	Ingress, Egress *Section
@@ -177,6 +177,11 @@ type Peer struct {
 	// External: Nets match only what is neither a pod nor a node of the cluster (Cilium).
 	External bool
 	Group    *Ref // a member of that group (KindGroup, KindAddressSet); one that is not there has no members
+	// SameNamespace and SameLabels look at the policy's own side as well (Antrea's namespaces): a peer in the namespace of the
+	// subject; or in one with the subject's value of each of these namespace labels. What has no namespace, or one without a
+	// label, is not matched, on either side.
+	SameNamespace bool
+	SameLabels    []string // Kubernetes keys, without prefix; nil: not asked
 	// Names are DNS names or patterns that the peer must have been resolved from. A Peer with names matches nothing yet.
 	Names []string
 }
@@ -274,7 +279,10 @@ func (r *Rule) validate() error {
 type Group struct {
 	Ref      Ref
 	Members  []Peer // one of them must match
-	Children []Ref  // or it is in one of these groups
+	Children []Ref  // or it is in one of these groups; their own Children do not count
+	// Unsupported are the fields that are wrong or not enforced yet. Others may be members too, so that a rule that denies to or from
+	// the group denies whatever its other parts match. A rule that allows or passes is for the known members.
+	Unsupported []string
 }
 
 // Key implements Object.
