@@ -221,6 +221,9 @@ type L4 struct {
 	// Source ports, numbers only.
 	SrcPorts    []PortRange
 	NotSrcPorts []PortRange
+	// Service, "namespace/name", wants the destination's protocol, address and port to be those of a backend of that service
+	// (Calico's destination.services); "" asks nothing.
+	Service string
 }
 
 // ICMPTypes is the port range that stands for an ICMP type, and code unless it is negative.
