@@ -36,13 +36,14 @@ const (
 	KindPolicySet Kind = "policysets"
 	KindAddress   Kind = "addresses"
 	KindGuard     Kind = "guards"
+	KindVIP       Kind = "vips"
 )
 
 // Kinds lists every kind: referents before what refers to them.
 func Kinds() []Kind {
 	return []Kind{
 		KindOverlay, KindRule, KindPodLink, KindNeighbour, KindRoute, KindSysctl,
-		KindMasquerade, KindHostPort, KindIdentity, KindPeerSet, KindPolicySet, KindAddress, KindGuard,
+		KindMasquerade, KindHostPort, KindIdentity, KindPeerSet, KindPolicySet, KindAddress, KindVIP, KindGuard,
 		KindSettings, KindHook, KindRemote, KindLocal,
 		KindProblem,
 	}

@@ -97,8 +97,8 @@ func (m L4) String() string {
 	return ProtoName(m.Proto) + "/" + r.String()
 }
 
-// covers says whether m matches all that o does.
-func (m L4) covers(o L4) bool {
+// Covers says whether m matches all that o does.
+func (m L4) Covers(o L4) bool {
 	if m.Proto == model.ProtoAny {
 		return true
 	}
@@ -199,7 +199,7 @@ func (p *PolicySet) Lists() []RuleList {
 	for m := range seen {
 		l := RuleList{L4: m}
 		for i, r := range p.Rules {
-			if slices.ContainsFunc(r.L4, func(o L4) bool { return o.covers(m) }) {
+			if slices.ContainsFunc(r.L4, func(o L4) bool { return o.Covers(m) }) {
 				l.Rules = append(l.Rules, i)
 			}
 		}

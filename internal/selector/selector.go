@@ -344,3 +344,21 @@ func quoted(values []string) string {
 	}
 	return strings.Join(out, ", ")
 }
+
+// Require returns the values of a key of which one is necessary for the expression to be true; nil if it demands none.
+func (e *Expr) Require(key string) []string {
+	switch e.Op {
+	case In:
+		if e.Key == key {
+			return e.Values
+		}
+	case And:
+		for _, s := range e.Sub {
+			if v := s.Require(key); v != nil {
+				return v
+			}
+		}
+	default: // the others demand no value
+	}
+	return nil
+}

@@ -1,0 +1,276 @@
+// Package oracle decides about single packets straight from the policies, slowly and in the plainest way there is.
+//
+// It is what compiled policy is tested against, and shares nothing with the compiler but the model. It is not used to
+// enforce anything, keeps nothing between two calls, and knows no connections: a packet is the first of its own.
+// docs/design/policy.md has the order of evaluation in words.
+package oracle
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"weft/internal/model"
+	"weft/internal/netset"
+	"weft/internal/selector"
+)
+
+// Packet is the first packet of a connection, after services have been translated.
+type Packet struct {
+	Src, Dst         netip.Addr
+	Proto            int    // IANA number
+	SrcPort, DstPort uint16 // DstPort of ICMP: type<<8 | code
+	FromHost         bool   // the node's own processes sent it
+}
+
+// Decision is what one side says.
+type Decision struct {
+	Verdict model.Verdict // allow, deny or reject
+	Policy  model.Ref     // whose rule decided; zero: none did
+	Rule    string        // its field, "" at a tier's end
+}
+
+// end is one side of a packet. An address is seen under several sets of labels: its pod's or node's, and those of each
+// address set and service that it belongs to.
+type end struct {
+	addr    netip.Addr
+	labels  []selector.Labels
+	member  bool // of the cluster: a pod or a node
+	policed bool // it can be the subject of policies on this node
+}
+
+// Decide returns what the sender's egress and the receiver's ingress say on the node; a side that is not on the node allows.
+func Decide(s model.Snapshot, node string, p Packet) (egress, ingress Decision) {
+	w := world{s, node}
+	src, dst := w.end(p.Src), w.end(p.Dst)
+	return w.side(src, dst, p, false), w.side(dst, src, p, true)
+}
+
+type world struct {
+	s    model.Snapshot
+	node string
+}
+
+func (w world) end(a netip.Addr) end {
+	e := end{addr: a}
+	for pod := range model.All[*model.Pod](w.s, model.KindPod) {
+		if !pod.HostNetwork && slices.Contains(pod.Addrs, a) && !e.member {
+			e.labels = append(e.labels, model.LabelsOf(w.s, pod))
+			e.member, e.policed = true, pod.Node == w.node
+		}
+	}
+	for n := range model.All[*model.Node](w.s, model.KindNode) {
+		if slices.Contains(n.Addrs, a) && !e.member {
+			kind := map[bool]string{true: selector.KindHost, false: selector.KindRemoteNode}[n.Name == w.node]
+			e.labels = append(e.labels, model.NodeLabels{Node: n, Kind: kind})
+			e.member, e.policed = true, n.Name == w.node
+		}
+	}
+	if !e.member {
+		e.labels = append(e.labels, selector.Map{selector.Kind: selector.KindWorld})
+	}
+	for set := range model.All[*model.AddressSet](w.s, model.KindAddressSet) {
+		if within(set.Nets, a) {
+			e.labels = append(e.labels, set.Labels)
+		}
+	}
+	for b := range model.All[*model.Backends](w.s, model.KindBackends) {
+		if slices.ContainsFunc(b.Backends, func(x model.Backend) bool { return x.Addr == a }) {
+			e.labels = append(e.labels, selector.Map{selector.Service + b.Namespace + "/" + b.Service: ""})
+		}
+	}
+	return e
+}
+
+func within(nets []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+func (e end) is(x *selector.Expr) bool {
+	return slices.ContainsFunc(e.labels, x.Match)
+}
+
+// ranked is a policy with its place on the axis.
+type ranked struct {
+	*model.Policy
+	tier model.Tier
+	sec  *model.Section
+}
+
+// side decides one direction of one subject.
+func (w world) side(subject, other end, p Packet, ingress bool) Decision {
+	if !subject.policed {
+		return Decision{Verdict: model.VerdictAllow}
+	}
+	var all []ranked
+	for pol := range model.All[*model.Policy](w.s, model.KindPolicy) {
+		sec := map[bool]*model.Section{true: pol.Ingress, false: pol.Egress}[ingress]
+		if sec != nil && !pol.Staged && pol.Hook == model.HookWorkload {
+			all = append(all, ranked{pol, model.FindTier(w.s, pol.Tier), sec})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b ranked) int {
+		return cmp.Or(cmp.Compare(a.tier.Order, b.tier.Order), cmp.Compare(a.tier.API+"/"+a.tier.Name, b.tier.API+"/"+b.tier.Name),
+			cmp.Compare(a.Order, b.Order), cmp.Compare(a.Tie, b.Tie), cmp.Compare(a.Key().Name, b.Key().Name))
+	})
+	skip := 0.0
+	for len(all) > 0 {
+		n := 1
+		for n < len(all) && all[n].tier == all[0].tier {
+			n++
+		}
+		tier := all[:n]
+		all = all[n:]
+		if tier[0].tier.Order < skip {
+			continue
+		}
+		d, to := w.askTier(tier, subject, other, p, ingress)
+		if d.Verdict != model.VerdictPass && d.Verdict != model.VerdictNone {
+			return d
+		}
+		skip = max(skip, to)
+		if d.Verdict == model.VerdictNone && !tier[0].tier.Pass && w.exempt(p, ingress) == nil {
+			if i := slices.IndexFunc(tier, func(r ranked) bool {
+				return r.sec.Isolates && w.selects(subject, r.Subject, r.Groups)
+			}); i >= 0 {
+				return Decision{Verdict: model.VerdictDeny, Policy: tier[i].Ref}
+			}
+		}
+	}
+	return Decision{Verdict: model.VerdictAllow}
+}
+
+// exempt returns the condition that rules must meet to be asked at all; nil: none. A node's own traffic to its pods is
+// only subject to rules that name nodes.
+func (w world) exempt(p Packet, ingress bool) func(*model.Rule) bool {
+	if !ingress || !p.FromHost {
+		return nil
+	}
+	return func(r *model.Rule) bool { return r.Hosts }
+}
+
+// askTier returns the first verdict of a tier, and where to go on if it is pass.
+func (w world) askTier(tier []ranked, subject, other end, p Packet, ingress bool) (Decision, float64) {
+	for len(tier) > 0 {
+		n := 1
+		for n < len(tier) && tier[0].Set && tier[n].Set && tier[n].Order == tier[0].Order && tier[n].Tie == tier[0].Tie {
+			n++
+		}
+		best, passTo := Decision{}, 0.0
+		for _, pol := range tier[:n] {
+			for i := range pol.sec.Rules {
+				r := &pol.sec.Rules[i]
+				if !w.applies(pol.Policy, r, subject) || !w.matches(r, subject, other, p, ingress) {
+					continue
+				}
+				if best.Verdict == model.VerdictNone || strength(r.Verdict) > strength(best.Verdict) {
+					best, passTo = Decision{r.Verdict, pol.Ref, r.Field}, r.PassTo
+				}
+				if !pol.Set {
+					break
+				}
+			}
+		}
+		if best.Verdict != model.VerdictNone {
+			return best, passTo
+		}
+		tier = tier[n:]
+	}
+	return Decision{}, 0
+}
+
+// strength orders the verdicts of one group.
+func strength(v model.Verdict) int {
+	return map[model.Verdict]int{model.VerdictDeny: 4, model.VerdictReject: 3, model.VerdictAllow: 2, model.VerdictPass: 1}[v]
+}
+
+func (w world) selects(e end, x *selector.Expr, groups []model.Ref) bool {
+	return x != nil && e.is(x) || slices.ContainsFunc(groups, func(g model.Ref) bool { return w.inGroup(g, e, e, 0) })
+}
+
+func (w world) applies(pol *model.Policy, r *model.Rule, subject end) bool {
+	if r.Subject != nil || r.Groups != nil {
+		return w.selects(subject, r.Subject, r.Groups)
+	}
+	return w.selects(subject, pol.Subject, pol.Groups)
+}
+
+func (w world) matches(r *model.Rule, subject, other end, p Packet, ingress bool) bool {
+	if only := w.exempt(p, ingress); only != nil && !only(r) {
+		return false
+	}
+	allows := r.Verdict == model.VerdictAllow || r.Verdict == model.VerdictPass
+	if r.Verdict == model.VerdictLog || r.Unsupported != "" && allows || r.Family != 0 && r.Family != netset.Of(p.Dst) {
+		return false
+	}
+	for _, l := range r.Local {
+		if !w.peer(l, subject, subject) {
+			return false
+		}
+	}
+	dst := other
+	if ingress {
+		dst = subject
+	}
+	return (r.Peers == nil || slices.ContainsFunc(r.Peers, func(x model.Peer) bool { return w.peer(x, subject, other) })) &&
+		(r.L4 == nil || slices.ContainsFunc(r.L4, func(l model.L4) bool { return matchL4(l, p, dst) }))
+}
+
+func (w world) peer(x model.Peer, subject, e end) bool {
+	switch {
+	case len(x.Names) > 0,
+		x.External && e.member,
+		x.Select != nil && !e.is(x.Select),
+		x.NotSelect != nil && e.is(x.NotSelect),
+		x.Nets != nil && !within(x.Nets, e.addr),
+		within(x.NotNets, e.addr),
+		x.Group != nil && !w.inGroup(*x.Group, subject, e, 0),
+		x.SameNamespace && !same(subject, e, selector.NamespaceName),
+		slices.ContainsFunc(x.SameLabels, func(k string) bool { return !same(subject, e, selector.Namespace+k) }):
+		return false
+	}
+	return true
+}
+
+// same says whether both ends have a label, with one value.
+func same(a, b end, key string) bool {
+	return slices.ContainsFunc(a.labels, func(x selector.Labels) bool {
+		v, ok := x.Get(key)
+		return ok && b.is(selector.Equal(key, v))
+	})
+}
+
+func (w world) inGroup(ref model.Ref, subject, e end, depth int) bool {
+	g := model.Get[*model.Group](w.s, model.GroupKey(ref))
+	if g == nil || depth > 4 {
+		return false
+	}
+	return slices.ContainsFunc(g.Members, func(x model.Peer) bool { return w.peer(x, subject, e) }) ||
+		slices.ContainsFunc(g.Children, func(c model.Ref) bool { return w.inGroup(c, subject, e, depth+1) })
+}
+
+func matchL4(l model.L4, p Packet, dst end) bool {
+	if l.Proto != model.ProtoAny && l.Proto != p.Proto || slices.Contains(l.NotProto, p.Proto) {
+		return false
+	}
+	if (l.Ports != nil || l.Named != nil) && !inPorts(l.Ports, p.DstPort) && !named(l.Named, p, dst) {
+		return false
+	}
+	return !inPorts(l.NotPorts, p.DstPort) && !named(l.NotNamed, p, dst) &&
+		(l.SrcPorts == nil || inPorts(l.SrcPorts, p.SrcPort)) && !inPorts(l.NotSrcPorts, p.SrcPort)
+}
+
+func inPorts(rs []model.PortRange, port uint16) bool {
+	return slices.ContainsFunc(rs, func(r model.PortRange) bool { return r.First <= port && port <= r.Last })
+}
+
+func named(names []string, p Packet, dst end) bool {
+	protocol := map[int]string{model.ProtoTCP: "tcp", model.ProtoUDP: "udp", model.ProtoSCTP: "sctp"}[p.Proto]
+	return slices.ContainsFunc(names, func(n string) bool {
+		return slices.ContainsFunc(dst.labels, func(l selector.Labels) bool {
+			v, ok := l.Get(selector.Port + protocol + "/" + n)
+			return ok && v == strconv.Itoa(int(p.DstPort))
+		})
+	})
+}
