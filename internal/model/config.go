@@ -20,6 +20,7 @@ type Config struct {
 	Backend      Underlay       `json:"backend,omitzero"`
 	IPAM         IPAM           `json:"ipam,omitzero"`
 	Masquerade   Masquerade     `json:"masquerade,omitzero"`
+	Policy       PolicyConfig   `json:"policy,omitzero"`
 	// MTU is the MTU of pod interfaces in bytes. 0: measured (underlay MTU less the encapsulation's overhead,
 	// lowered per peer where the path to it is narrower).
 	MTU int `json:"mtu,omitempty"`
@@ -85,6 +86,18 @@ type Masquerade struct {
 	ConfigFile string `json:"configFile,omitempty"`
 }
 
+// PolicyConfig says how policies are enforced.
+type PolicyConfig struct {
+	// Disabled enforces no policy and watches none: every connection is allowed.
+	Disabled bool `json:"disabled,omitempty"`
+	// Established says what a change of policy means to connections that are open: "recheck" ends those that are no longer
+	// allowed, "keep" lets them be until they close.
+	Established string `json:"established,omitempty"`
+	// Languages are the policy APIs whose CustomResourceDefinitions weft installs where they are missing: sig-network, calico,
+	// cilium, antrea, aws, gke. Kubernetes' own NetworkPolicy needs none; an API whose definitions are there is understood in any case.
+	Languages []string `json:"languages,omitempty"`
+}
+
 // SourceConfig chooses where objects come from.
 type SourceConfig struct {
 	// Type is "kube" or "file".
@@ -145,6 +158,7 @@ func (c *Config) SetDefaults() {
 	if c.IPAM.QuarantineSeconds == 0 {
 		c.IPAM.QuarantineSeconds = 30
 	}
+	def(&c.Policy.Established, "recheck")
 	def(&c.Source.Type, "kube")
 	def(&c.CNI.BinDir, "/opt/cni/bin")
 	def(&c.CNI.ConfDir, "/etc/cni/net.d")
@@ -167,6 +181,10 @@ func (c *Config) Validate() error {
 		}
 	}
 	oneOf("backend.type", c.Backend.Type, "vxlan", "direct")
+	oneOf("policy.established", c.Policy.Established, "recheck", "keep")
+	for i, l := range c.Policy.Languages {
+		oneOf(fmt.Sprintf("policy.languages[%d]", i), l, "sig-network", "calico", "cilium", "antrea", "aws", "gke")
+	}
 	oneOf("source.type", c.Source.Type, "kube", "file")
 	oneOf("logLevel", c.LogLevel, "debug", "info", "warn", "error")
 	if c.Source.Type == "file" && c.Source.Dir == "" {
