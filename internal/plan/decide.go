@@ -34,7 +34,7 @@ func (p *PolicySet) Decide(pkt Packet, member func(ID) bool, noted func(rule int
 	return -1
 }
 
-func (r *Rule) matches(pkt Packet) bool {
+func (r *PolicyRule) matches(pkt Packet) bool {
 	if r.Family != 0 && r.Family != pkt.Family {
 		return false
 	}

@@ -124,9 +124,9 @@ func ProtoName(p int) string {
 	return fmt.Sprint(p)
 }
 
-// Rule is one step of a PolicySet. The first rule of the list whose parts all match decides, but for those that are
+// PolicyRule is one step of a PolicySet. The first rule of the list whose parts all match decides, but for those that are
 // Staged or VerdictLog, which are noted, and VerdictPass, which leaves out what is of a lower Level than PassTo.
-type Rule struct {
+type PolicyRule struct {
 	ID      ID     // of the rule: its counter
 	Origin  string // which object's rule this is, or at the end of a tier "default/web, default/db: none allows"
 	Level   int    // the place of the rule's tier in the set, from 1
@@ -143,7 +143,7 @@ type Rule struct {
 }
 
 // String is the rule on one line.
-func (r Rule) String() string {
+func (r PolicyRule) String() string {
 	src := ""
 	if r.SrcPorts != (model.PortRange{}) {
 		src = "from ports " + r.SrcPorts.String()
@@ -167,7 +167,7 @@ type PolicySet struct {
 	By
 	ID        ID
 	Direction Direction
-	Rules     []Rule // in order. What none of them decides is allowed
+	Rules     []PolicyRule // in order. What none of them decides is allowed
 }
 
 // Key implements Row.
