@@ -7,12 +7,14 @@ package oracle
 
 import (
 	"cmp"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
 
 	"weft/internal/model"
 	"weft/internal/netset"
+	"weft/internal/plan"
 	"weft/internal/selector"
 )
 
@@ -114,7 +116,7 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 		return cmp.Or(cmp.Compare(a.tier.Order, b.tier.Order), cmp.Compare(a.tier.API+"/"+a.tier.Name, b.tier.API+"/"+b.tier.Name),
 			cmp.Compare(a.Order, b.Order), cmp.Compare(a.Tie, b.Tie), cmp.Compare(a.Key().Name, b.Key().Name))
 	})
-	skip := 0.0
+	skip := math.Inf(-1)
 	for len(all) > 0 {
 		n := 1
 		for n < len(all) && all[n].tier == all[0].tier {
@@ -129,7 +131,9 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 		if d.Verdict != model.VerdictPass && d.Verdict != model.VerdictNone {
 			return d
 		}
-		skip = max(skip, to)
+		if d.Verdict == model.VerdictPass && to != 0 {
+			skip = max(skip, to)
+		}
 		if d.Verdict == model.VerdictNone && !tier[0].tier.Pass && w.exempt(p, ingress) == nil {
 			if i := slices.IndexFunc(tier, func(r ranked) bool {
 				return r.sec.Isolates && w.selects(subject, r.Subject, r.Groups)
@@ -186,7 +190,8 @@ func strength(v model.Verdict) int {
 }
 
 func (w world) selects(e end, x *selector.Expr, groups []model.Ref) bool {
-	return x != nil && e.is(x) || slices.ContainsFunc(groups, func(g model.Ref) bool { return w.inGroup(g, e, e, 0) })
+	none := end{labels: e.labels[:1], member: true} // without an address: a group's prefixes are nobody's subject
+	return x != nil && none.is(x) || slices.ContainsFunc(groups, func(g model.Ref) bool { return w.inGroup(g, none, none, 0) })
 }
 
 func (w world) applies(pol *model.Policy, r *model.Rule, subject end) bool {
@@ -204,8 +209,9 @@ func (w world) matches(r *model.Rule, subject, other end, p Packet, ingress bool
 	if r.Verdict == model.VerdictLog || r.Unsupported != "" && allows || r.Family != 0 && r.Family != netset.Of(p.Dst) {
 		return false
 	}
+	own := end{addr: subject.addr, labels: subject.labels[:1], member: true}
 	for _, l := range r.Local {
-		if !w.peer(l, subject, subject) {
+		if !w.peer(l, own, own) {
 			return false
 		}
 	}
@@ -214,31 +220,32 @@ func (w world) matches(r *model.Rule, subject, other end, p Packet, ingress bool
 		dst = subject
 	}
 	return (r.Peers == nil || slices.ContainsFunc(r.Peers, func(x model.Peer) bool { return w.peer(x, subject, other) })) &&
-		(r.L4 == nil || slices.ContainsFunc(r.L4, func(l model.L4) bool { return matchL4(l, p, dst) }))
+		(r.L4 == nil || slices.ContainsFunc(r.L4, func(l model.L4) bool { return w.matchL4(l, p, dst) }))
 }
 
 func (w world) peer(x model.Peer, subject, e end) bool {
 	switch {
 	case len(x.Names) > 0,
 		x.External && e.member,
-		x.Select != nil && !e.is(x.Select),
+		!slices.ContainsFunc(e.labels, func(l selector.Labels) bool { return selects(x, subject, l) }),
 		x.NotSelect != nil && e.is(x.NotSelect),
 		x.Nets != nil && !within(x.Nets, e.addr),
 		within(x.NotNets, e.addr),
-		x.Group != nil && !w.inGroup(*x.Group, subject, e, 0),
-		x.SameNamespace && !same(subject, e, selector.NamespaceName),
-		slices.ContainsFunc(x.SameLabels, func(k string) bool { return !same(subject, e, selector.Namespace+k) }):
+		x.Group != nil && !w.inGroup(*x.Group, subject, e, 0):
 		return false
 	}
 	return true
 }
 
-// same says whether both ends have a label, with one value.
-func same(a, b end, key string) bool {
-	return slices.ContainsFunc(a.labels, func(x selector.Labels) bool {
-		v, ok := x.Get(key)
-		return ok && b.is(selector.Equal(key, v))
-	})
+// selects says whether a peer's labels are those, seen from the subject.
+func selects(x model.Peer, subject end, l selector.Labels) bool {
+	same := func(key string) bool {
+		v, ok := subject.labels[0].Get(key)
+		other, there := l.Get(key)
+		return ok && there && v == other
+	}
+	return (x.Select == nil || x.Select.Match(l)) && (!x.SameNamespace || same(selector.NamespaceName)) &&
+		!slices.ContainsFunc(x.SameLabels, func(k string) bool { return !same(selector.Namespace + k) })
 }
 
 func (w world) inGroup(ref model.Ref, subject, e end, depth int) bool {
@@ -250,8 +257,12 @@ func (w world) inGroup(ref model.Ref, subject, e end, depth int) bool {
 		slices.ContainsFunc(g.Children, func(c model.Ref) bool { return w.inGroup(c, subject, e, depth+1) })
 }
 
-func matchL4(l model.L4, p Packet, dst end) bool {
-	if l.Proto != model.ProtoAny && l.Proto != p.Proto || slices.Contains(l.NotProto, p.Proto) {
+func (w world) matchL4(l model.L4, p Packet, dst end) bool {
+	if l.Proto != model.ProtoAny && l.Proto != p.Proto || slices.Contains(l.NotProto, p.Proto) || l.Service != "" && !w.behind(l.Service, p) {
+		return false
+	}
+	ported := l.Ports != nil || l.Named != nil || l.NotPorts != nil || l.NotNamed != nil || l.SrcPorts != nil || l.NotSrcPorts != nil
+	if ported && l.Proto == model.ProtoAny && p.Proto != model.ProtoTCP && p.Proto != model.ProtoUDP && p.Proto != model.ProtoSCTP {
 		return false
 	}
 	if (l.Ports != nil || l.Named != nil) && !inPorts(l.Ports, p.DstPort) && !named(l.Named, p, dst) {
@@ -273,4 +284,15 @@ func named(names []string, p Packet, dst end) bool {
 			return ok && v == strconv.Itoa(int(p.DstPort))
 		})
 	})
+}
+
+// behind says whether the packet goes to a backend of a service, at the backend's port.
+func (w world) behind(svc string, p Packet) bool {
+	for b := range model.All[*model.Backends](w.s, model.KindBackends) {
+		if b.Namespace+"/"+b.Service == svc && slices.ContainsFunc(b.Backends, func(x model.Backend) bool { return x.Addr == p.Dst }) &&
+			slices.ContainsFunc(b.Ports, func(o model.Port) bool { return o.Protocol == plan.ProtoName(p.Proto) && o.Port == p.DstPort }) {
+			return true
+		}
+	}
+	return false
 }
