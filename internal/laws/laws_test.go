@@ -276,6 +276,7 @@ func lines(fset *token.FileSet, f *ast.File, pattern *regexp.Regexp) map[int]boo
 // checkFamily finds names that are made for one address family.
 func checkFamily(t reporter, pkgs []*pkg) {
 	perFamily := regexp.MustCompile(`^(.*[^0-9])?[46]$`)
+	other := regexp.MustCompile(`([lL]4|ICMPv6)$`) // a layer, and a protocol whose name it is
 	for _, p := range pkgs {
 		if p.short == "netset" || p.short == "datapath/nft" {
 			continue
@@ -283,7 +284,7 @@ func checkFamily(t reporter, pkgs []*pkg) {
 		for _, f := range p.files {
 			excused := lines(p.fset, f, regexp.MustCompile(`//weft:family \S`))
 			check := func(id *ast.Ident) {
-				if id != nil && perFamily.MatchString(id.Name) && !excused[p.fset.Position(id.Pos()).Line] {
+				if id != nil && perFamily.MatchString(id.Name) && !other.MatchString(id.Name) && !excused[p.fset.Position(id.Pos()).Line] {
 					t.Errorf("%s: %s is named after one address family: family is data, IPv4 and IPv6 are one code path that loops over "+
 						"netset.Families(); where a kernel interface leaves no choice, add //weft:family reason", p.at(id.Pos()), id.Name)
 				}

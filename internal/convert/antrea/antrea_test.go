@@ -330,7 +330,7 @@ func TestTie(t *testing.T) {
 	}
 	order := []string{
 		`name: z1, namespace: ns, creationTimestamp: "2023-12-31T23:59:59Z"`,
-		`name: y1, namespace: ns, creationTimestamp: "2024-01-01T01:00:00+01:00"`,
+		`name: y1, namespace: ns, creationTimestamp: "2024-01-01T00:00:00Z"`,
 		`name: aa, namespace: ms, creationTimestamp: "2024-01-01T00:00:01Z"`,
 		`name: aa, namespace: ns, creationTimestamp: "2024-01-01T00:00:01Z"`,
 		`name: bb, namespace: ns, creationTimestamp: "2024-01-01T00:00:01Z"`,

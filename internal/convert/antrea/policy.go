@@ -47,7 +47,7 @@ func (c *conversion) policy() []model.Object {
 	head := model.Policy{Ref: c.obj.Ref(), Tier: tierRef(p.spec.Tier), Order: p.order()}
 	p.baseline = head.Tier.Name == tierBaseline
 	// Equal priorities are decided by age and then by name, so that a new policy does not go before an old one.
-	head.Tie = c.obj.Meta.Created.UTC().Format("2006-01-02T15:04:05Z") + "/" + c.obj.Meta.Name + "/" + c.namespace
+	head.Tie = c.obj.Meta.Created + "/" + c.obj.Meta.Name + "/" + c.namespace
 
 	whole := p.appliedTo("spec.appliedTo", p.spec.AppliedTo)
 	var rules []*ruleState

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"time"
 
 	"weft/internal/model"
 	"weft/internal/selector"
@@ -36,7 +35,7 @@ type Meta struct {
 	UID         string            `json:"uid"`
 	Labels      map[string]string `json:"labels"`
 	Annotations map[string]string `json:"annotations"`
-	Created     time.Time         `json:"creationTimestamp"`
+	Created     string            `json:"creationTimestamp"` // RFC 3339 in UTC, so that the order of texts is that of times
 	Generation  int64             `json:"generation"`
 }
 
