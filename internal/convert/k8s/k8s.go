@@ -1,4 +1,4 @@
-// Package k8s turns Kubernetes objects into the model: Node, Namespace, Pod, Service (v1)
+// Package k8s turns Kubernetes objects into the model: Node, Namespace, Pod, Service, ServiceAccount (v1)
 // and EndpointSlice (discovery.k8s.io/v1), from JSON, YAML or the API server's protobuf.
 //
 // It is pure: it reads no file and talks to no server (see source/file and source/kube), and it
@@ -36,11 +36,12 @@ type object interface {
 	Model() (model.Object, error)
 }
 
-func (n *Node) meta() *Meta          { return &n.Meta }
-func (n *Namespace) meta() *Meta     { return &n.Meta }
-func (p *Pod) meta() *Meta           { return &p.Meta }
-func (s *Service) meta() *Meta       { return &s.Meta }
-func (e *EndpointSlice) meta() *Meta { return &e.Meta }
+func (n *Node) meta() *Meta           { return &n.Meta }
+func (n *Namespace) meta() *Meta      { return &n.Meta }
+func (p *Pod) meta() *Meta            { return &p.Meta }
+func (s *Service) meta() *Meta        { return &s.Meta }
+func (e *EndpointSlice) meta() *Meta  { return &e.Meta }
+func (a *ServiceAccount) meta() *Meta { return &a.Meta }
 
 // make returns an empty object of the type, or nil.
 func (t Type) make() object {
@@ -53,6 +54,8 @@ func (t Type) make() object {
 		return new(Pod)
 	case Type{"v1", "Service"}:
 		return new(Service)
+	case Type{"v1", "ServiceAccount"}:
+		return new(ServiceAccount)
 	case Type{"discovery.k8s.io/v1", "EndpointSlice"}:
 		return new(EndpointSlice)
 	}

@@ -108,10 +108,19 @@ node n1: spec.podCIDRs: "10.244.1.0" is not a prefix in CIDR notation`,
 			yaml: `{apiVersion: v1, kind: Pod, metadata: {name: web, namespace: prod, uid: u-1, labels: {app: web}, annotations: {
 				weft.io/ips: "10.244.1.9, fd00:1::9", weft.io/mac: "02:00:00:00:00:09",
 				kubernetes.io/ingress-bandwidth: 10M, kubernetes.io/egress-bandwidth: 1.5Gi}},
-				spec: {nodeName: n1, hostNetwork: true}, status: {phase: Running, podIP: 10.244.1.9, podIPs: [{ip: 10.244.1.9}, {ip: "fd00:1::9"}]}}`,
+				spec: {nodeName: n1, hostNetwork: true, serviceAccountName: builder, restartPolicy: Always,
+					containers: [{name: a, ports: [{name: http, containerPort: 80}, {containerPort: 81}]}, {name: b, ports: [{name: dns, containerPort: 53, protocol: UDP}]}],
+					initContainers: [{name: c, ports: [{name: gone, containerPort: 1}]},
+						{name: d, restartPolicy: Always, ports: [{name: metrics, containerPort: 9090, protocol: TCP}, {name: http, containerPort: 8080}]}]},
+				status: {phase: Running, podIP: 10.244.1.9, podIPs: [{ip: 10.244.1.9}, {ip: "fd00:1::9"}]}}`,
 			want: &model.Pod{
 				PodRef: model.PodRef{Namespace: "prod", Name: "web", UID: "u-1"}, Node: "n1", HostNetwork: true,
-				Labels: map[string]string{"app": "web"}, Addrs: addrs("10.244.1.9", "fd00:1::9"), WantAddrs: addrs("10.244.1.9", "fd00:1::9"),
+				Labels: map[string]string{"app": "web"}, Account: "builder", Ports: []model.Port{
+					{Name: "http", Protocol: "tcp", Port: 80},
+					{Name: "dns", Protocol: "udp", Port: 53},
+					{Name: "metrics", Protocol: "tcp", Port: 9090},
+					{Name: "http", Protocol: "tcp", Port: 8080},
+				}, Addrs: addrs("10.244.1.9", "fd00:1::9"), WantAddrs: addrs("10.244.1.9", "fd00:1::9"),
 				WantMAC: model.MAC{2, 0, 0, 0, 0, 9}, Ingress: &model.Rate{Bits: 1e7}, Egress: &model.Rate{Bits: 3 << 29},
 			},
 		},
@@ -120,9 +129,23 @@ node n1: spec.podCIDRs: "10.244.1.0" is not a prefix in CIDR notation`,
 				cni.projectcalico.org/ipAddrs: '["10.244.1.9"]', cni.projectcalico.org/hwAddr: "02:00:00:00:00:09"}},
 				status: {phase: Succeeded, podIP: 10.244.1.9}}`,
 			want: &model.Pod{
-				PodRef: model.PodRef{Namespace: "default", Name: "web"}, Labels: map[string]string{}, Finished: true,
+				PodRef: model.PodRef{Namespace: "default", Name: "web"}, Labels: map[string]string{}, Account: "default", Finished: true,
 				WantAddrs: addrs("10.244.1.9"), WantMAC: model.MAC{2, 0, 0, 0, 0, 9},
 			},
+		},
+		"pod, malformed ports are left out": {
+			yaml: `{apiVersion: v1, kind: Pod, metadata: {name: web}, spec: {
+				containers: [{ports: [{name: a, containerPort: 70000}, {name: b, containerPort: 1, protocol: QUIC}, {name: c, containerPort: 2}]}]}}`,
+			want: &model.Pod{
+				PodRef: model.PodRef{Namespace: "default", Name: "web"}, Labels: map[string]string{}, Account: "default",
+				Ports: []model.Port{{Name: "c", Protocol: "tcp", Port: 2}},
+			},
+			err: `pod default/web: spec.containers[0].ports[0].containerPort: 70000 is not in 1..65535
+pod default/web: spec.containers[0].ports[1].protocol: "QUIC" is not TCP, UDP or SCTP`,
+		},
+		"service account": {
+			yaml: `{apiVersion: v1, kind: ServiceAccount, metadata: {name: builder, namespace: ci, labels: {team: a}}, secrets: [{name: x}]}`,
+			want: &model.ServiceAccount{Namespace: "ci", Name: "builder", Labels: map[string]string{"team": "a"}},
 		},
 		"service": {
 			yaml: `{apiVersion: v1, kind: Service, metadata: {name: dns, namespace: kube-system},
@@ -311,6 +334,7 @@ func TestProtobufAgreesWithJSON(t *testing.T) {
 		{"v1", "Namespace"}:                      func() marshaler { return new(corev1.Namespace) },
 		{"v1", "Pod"}:                            func() marshaler { return new(corev1.Pod) },
 		{"v1", "Service"}:                        func() marshaler { return new(corev1.Service) },
+		{"v1", "ServiceAccount"}:                 func() marshaler { return new(corev1.ServiceAccount) },
 		{"discovery.k8s.io/v1", "EndpointSlice"}: func() marshaler { return new(discoveryv1.EndpointSlice) },
 	}
 	fill := randfill.NewWithSeed(7).NilChance(.3).NumElements(1, 3).Funcs(
@@ -418,7 +442,7 @@ func FuzzFromProto(f *testing.F) {
 	seed, _ := node.Marshal()
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		for _, kind := range []Type{{"v1", "Node"}, {"v1", "Pod"}, {"v1", "Service"}, {"discovery.k8s.io/v1", "EndpointSlice"}} {
+		for _, kind := range []Type{{"v1", "Node"}, {"v1", "Pod"}, {"v1", "Service"}, {"v1", "ServiceAccount"}, {"discovery.k8s.io/v1", "EndpointSlice"}} {
 			if item := FromProto(kind, raw, nil); item.Object == nil && item.Err == nil {
 				t.Fatalf("neither an object nor an error: %+v", item)
 			}

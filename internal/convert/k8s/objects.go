@@ -134,6 +134,11 @@ func (p *Pod) Model() (model.Object, error) {
 		HostNetwork: p.Spec.HostNetwork,
 		Finished:    p.Status.Phase == "Succeeded" || p.Status.Phase == "Failed",
 		Labels:      labels(p.Meta),
+		Account:     p.Spec.ServiceAccountName,
+		Ports:       errs.containerPorts(&p.Spec),
+	}
+	if out.Account == "" {
+		out.Account = "default" // as the API server fills it in
 	}
 	ips := p.Status.PodIPs
 	if len(ips) == 0 && p.Status.PodIP != "" {
@@ -149,6 +154,32 @@ func (p *Pod) Model() (model.Object, error) {
 	}
 	p.wishes(out)
 	return out, errs.err()
+}
+
+// containerPorts returns the named ports of the containers, then those of the sidecars (init containers that keep running): where two have
+// one name, the first counts, as it does for services.
+func (p *problems) containerPorts(s *PodSpec) []model.Port {
+	var out []model.Port
+	read := func(field string, ports []ContainerPort) {
+		for i, c := range ports {
+			if c.Name == "" {
+				continue
+			}
+			port := Port{Name: c.Name, Protocol: c.Protocol, Port: c.ContainerPort}
+			if v, ok := p.port(fmt.Sprintf("%s.ports[%d]", field, i), "containerPort", port, 1); ok {
+				out = append(out, v)
+			}
+		}
+	}
+	for i, c := range s.Containers {
+		read(fmt.Sprintf("spec.containers[%d]", i), c.Ports)
+	}
+	for i, c := range s.InitContainers {
+		if c.RestartPolicy == "Always" {
+			read(fmt.Sprintf("spec.initContainers[%d]", i), c.Ports)
+		}
+	}
+	return out
 }
 
 // wishes reads the annotations.
@@ -254,21 +285,28 @@ func (s *Service) Model() (model.Object, error) {
 func (p *problems) ports(field string, in []Port, least int64) []model.Port {
 	var out []model.Port
 	for i, port := range in {
-		proto := strings.ToLower(port.Protocol)
-		if proto == "" {
-			proto = "tcp"
+		if v, ok := p.port(fmt.Sprintf("%s[%d]", field, i), "port", port, least); ok {
+			out = append(out, v)
 		}
-		switch {
-		case port.Port < least || port.Port > math.MaxUint16:
-			p.add("%s[%d].port: %d is not in %d..65535", field, i, port.Port, least)
-			continue
-		case !slices.Contains([]string{"tcp", "udp", "sctp"}, proto):
-			p.add("%s[%d].protocol: %q is not TCP, UDP or SCTP", field, i, port.Protocol)
-			continue
-		}
-		out = append(out, model.Port{Name: port.Name, Protocol: proto, Port: uint16(port.Port)})
 	}
 	return out
+}
+
+// port converts a port, whose number is in the field of that name.
+func (p *problems) port(field, number string, in Port, least int64) (model.Port, bool) {
+	proto := strings.ToLower(in.Protocol)
+	if proto == "" {
+		proto = "tcp"
+	}
+	switch {
+	case in.Port < least || in.Port > math.MaxUint16:
+		p.add("%s.%s: %d is not in %d..65535", field, number, in.Port, least)
+		return model.Port{}, false
+	case !slices.Contains([]string{"tcp", "udp", "sctp"}, proto):
+		p.add("%s.protocol: %q is not TCP, UDP or SCTP", field, in.Protocol)
+		return model.Port{}, false
+	}
+	return model.Port{Name: in.Name, Protocol: proto, Port: uint16(in.Port)}, true
 }
 
 // Model converts. A slice of host names (addressType FQDN) has no backends.
@@ -328,4 +366,9 @@ func labels(m Meta) map[string]string {
 		return map[string]string{}
 	}
 	return m.Labels
+}
+
+// Model converts.
+func (a *ServiceAccount) Model() (model.Object, error) {
+	return &model.ServiceAccount{Namespace: a.Meta.Namespace, Name: a.Meta.Name, Labels: labels(a.Meta)}, nil
 }

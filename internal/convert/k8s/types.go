@@ -130,8 +130,24 @@ type Pod struct {
 
 // PodSpec is v1 PodSpec.
 type PodSpec struct {
-	NodeName    string `json:"nodeName"`
-	HostNetwork bool   `json:"hostNetwork"`
+	NodeName           string      `json:"nodeName"`
+	HostNetwork        bool        `json:"hostNetwork"`
+	ServiceAccountName string      `json:"serviceAccountName"`
+	Containers         []Container `json:"containers"`
+	InitContainers     []Container `json:"initContainers"`
+}
+
+// Container is v1 Container.
+type Container struct {
+	RestartPolicy string          `json:"restartPolicy"`
+	Ports         []ContainerPort `json:"ports"`
+}
+
+// ContainerPort is v1 ContainerPort.
+type ContainerPort struct {
+	Name          string `json:"name"`
+	ContainerPort int64  `json:"containerPort"`
+	Protocol      string `json:"protocol"`
 }
 
 // PodStatus is v1 PodStatus.
@@ -151,17 +167,50 @@ func (p *Pod) read(f wire.Field) error {
 	case 1:
 		return f.Message(p.Meta.read)
 	case 2:
-		return f.Message(func(f wire.Field) error {
-			switch f.Num {
-			case 10:
-				p.Spec.NodeName = f.Shared()
-			case 11:
-				p.Spec.HostNetwork = f.Bool()
-			}
-			return nil
-		})
+		return f.Message(p.Spec.read)
 	case 3:
 		return f.Message(p.Status.read)
+	}
+	return nil
+}
+
+func (s *PodSpec) read(f wire.Field) error {
+	switch f.Num {
+	case 2:
+		s.Containers = append(s.Containers, Container{})
+		return f.Message(s.Containers[len(s.Containers)-1].read)
+	case 8:
+		s.ServiceAccountName = f.Shared()
+	case 10:
+		s.NodeName = f.Shared()
+	case 11:
+		s.HostNetwork = f.Bool()
+	case 20:
+		s.InitContainers = append(s.InitContainers, Container{})
+		return f.Message(s.InitContainers[len(s.InitContainers)-1].read)
+	}
+	return nil
+}
+
+func (c *Container) read(f wire.Field) error {
+	switch f.Num {
+	case 6:
+		c.Ports = append(c.Ports, ContainerPort{})
+		return f.Message(c.Ports[len(c.Ports)-1].read)
+	case 24:
+		c.RestartPolicy = f.Shared()
+	}
+	return nil
+}
+
+func (p *ContainerPort) read(f wire.Field) error {
+	switch f.Num {
+	case 1:
+		p.Name = f.Shared()
+	case 3:
+		p.ContainerPort = f.Int()
+	case 4:
+		p.Protocol = f.Shared()
 	}
 	return nil
 }
@@ -301,6 +350,18 @@ func (c *Conditions) read(f wire.Field) error {
 		c.Serving = &v
 	case 3:
 		c.Terminating = &v
+	}
+	return nil
+}
+
+// ServiceAccount is v1 ServiceAccount.
+type ServiceAccount struct {
+	Meta Meta `json:"metadata"`
+}
+
+func (a *ServiceAccount) read(f wire.Field) error {
+	if f.Num == 1 {
+		return f.Message(a.Meta.read)
 	}
 	return nil
 }
