@@ -49,15 +49,21 @@ func siblings() map[string][]string {
 		"datapath/nft":   {"datapath/linux"},
 		"datapath/ovs":   {"datapath/linux"},
 		"convert/k8s":    {"convert/wire", "convert/object"},
+		"convert/netpol": {"convert/object", "convert/wire"},
+		"convert/golden": {"convert/object"},
 		"convert/sig":    {"convert/object"},
 		"convert/calico": {"convert/object"},
 		"convert/cilium": {"convert/object"},
 		"convert/antrea": {"convert/object"},
-		"convert/gke":    {"convert/object"},
-		"convert/aws":    {"convert/object", "convert/sig"},
-		"lab/kubelet":    {"lab/objects", "lab/probe"},
-		"lab/script":     {"lab", "lab/objects"},
-		"cli":            {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
+		"convert/gke":    {"convert/object", "convert/netpol"},
+		"convert/aws":    {"convert/object", "convert/netpol", "convert/sig"},
+		"convert/language": {
+			"convert/antrea", "convert/aws", "convert/calico", "convert/cilium", "convert/gke", "convert/netpol", "convert/object",
+			"convert/sig", "convert/wire",
+		},
+		"lab/kubelet": {"lab/objects", "lab/probe"},
+		"lab/script":  {"lab", "lab/objects"},
+		"cli":         {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
 	}
 }
 
