@@ -18,11 +18,11 @@ import (
 // group is the API group.
 const group = "networking.gke.io"
 
-// Kinds lists the object types that are converted, for sources and CRDs. They are versions of one resource with different fields; a
-// source asks for the one that the cluster has.
+// Kinds lists the object types that are converted, for sources and CRDs. They are versions of one resource, newest first: in an older one
+// the API server leaves out what only a newer one has.
 func Kinds() []object.Kind {
 	var out []object.Kind
-	for _, version := range []string{"v1alpha1", "v1alpha2", "v1alpha3"} {
+	for _, version := range []string{"v1alpha3", "v1alpha2", "v1alpha1"} {
 		out = append(out, object.Kind{
 			Type:   object.Type{Group: group, Version: version, Kind: "FQDNNetworkPolicy"},
 			Plural: "fqdnnetworkpolicies", Namespaced: true,
