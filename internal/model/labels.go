@@ -87,3 +87,45 @@ func (l NodeLabels) Get(key string) (string, bool) {
 	v, ok := l.Node.Labels[key]
 	return v, ok
 }
+
+// SetLabels is what selectors see of an address set: its own labels and, if it is in a namespace, that one's.
+type SetLabels struct {
+	Own       selector.Map
+	Namespace *Namespace // nil: it has none, or one that is not known
+}
+
+// SetLabelsOf returns the labels of an address set in a snapshot.
+func SetLabelsOf(s Snapshot, a *AddressSet) SetLabels {
+	l := SetLabels{Own: a.Labels}
+	if ns, ok := a.Labels[selector.NamespaceName]; ok {
+		l.Namespace = Get[*Namespace](s, Key{KindNamespace, ns})
+	}
+	return l
+}
+
+// Get implements selector.Labels.
+func (l SetLabels) Get(key string) (string, bool) {
+	if v, ok := l.Own[key]; ok {
+		return v, true
+	}
+	k, ok := strings.CutPrefix(key, selector.Namespace)
+	if !ok || l.Namespace == nil {
+		return "", false
+	}
+	v, ok := l.Namespace.Labels[k]
+	return v, ok
+}
+
+// WithServices is labels of an endpoint together with the services that it is a backend of.
+type WithServices struct {
+	selector.Labels
+	Services func(name string) bool // "namespace/name"
+}
+
+// Get implements selector.Labels.
+func (l WithServices) Get(key string) (string, bool) {
+	if svc, ok := strings.CutPrefix(key, selector.Service); ok {
+		return "", l.Services(svc)
+	}
+	return l.Labels.Get(key)
+}

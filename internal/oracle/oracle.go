@@ -37,6 +37,7 @@ type Decision struct {
 // address set and service that it belongs to.
 type end struct {
 	addr    netip.Addr
+	all     []netip.Addr // of its pod or node
 	labels  []selector.Labels
 	member  bool // of the cluster: a pod or a node
 	policed bool // it can be the subject of policies on this node
@@ -58,7 +59,7 @@ func (w world) end(a netip.Addr) end {
 	e := end{addr: a}
 	for pod := range model.All[*model.Pod](w.s, model.KindPod) {
 		if !pod.HostNetwork && slices.Contains(pod.Addrs, a) && !e.member {
-			e.labels = append(e.labels, model.LabelsOf(w.s, pod))
+			e.labels, e.all = append(e.labels, model.LabelsOf(w.s, pod)), pod.Addrs
 			e.member, e.policed = true, pod.Node == w.node
 		}
 	}
@@ -66,6 +67,7 @@ func (w world) end(a netip.Addr) end {
 		if slices.Contains(n.Addrs, a) && !e.member {
 			kind := map[bool]string{true: selector.KindHost, false: selector.KindRemoteNode}[n.Name == w.node]
 			e.labels = append(e.labels, model.NodeLabels{Node: n, Kind: kind})
+			e.all = n.Addrs
 			e.member, e.policed = true, n.Name == w.node
 		}
 	}
@@ -74,7 +76,7 @@ func (w world) end(a netip.Addr) end {
 	}
 	for set := range model.All[*model.AddressSet](w.s, model.KindAddressSet) {
 		if within(set.Nets, a) {
-			e.labels = append(e.labels, set.Labels)
+			e.labels = append(e.labels, model.SetLabelsOf(w.s, set))
 		}
 	}
 	for b := range model.All[*model.Backends](w.s, model.KindBackends) {
@@ -82,6 +84,19 @@ func (w world) end(a netip.Addr) end {
 			e.labels = append(e.labels, selector.Map{selector.Service + b.Namespace + "/" + b.Service: ""})
 		}
 	}
+	return e
+}
+
+// own is an end as the subject of policies: under its own labels alone, with the services that its addresses are behind.
+func (w world) own(e end, addrs []netip.Addr) end {
+	e.labels = []selector.Labels{model.WithServices{Labels: e.labels[0], Services: func(name string) bool {
+		for b := range model.All[*model.Backends](w.s, model.KindBackends) {
+			if b.Namespace+"/"+b.Service == name && slices.ContainsFunc(b.Backends, func(x model.Backend) bool { return slices.Contains(addrs, x.Addr) }) {
+				return true
+			}
+		}
+		return false
+	}}}
 	return e
 }
 
@@ -190,7 +205,7 @@ func strength(v model.Verdict) int {
 }
 
 func (w world) selects(e end, x *selector.Expr, groups []model.Ref) bool {
-	none := end{labels: e.labels[:1], member: true} // without an address: a group's prefixes are nobody's subject
+	none := w.own(end{labels: e.labels, member: true}, e.all) // without an address: a group's prefixes are nobody's subject
 	return x != nil && none.is(x) || slices.ContainsFunc(groups, func(g model.Ref) bool { return w.inGroup(g, none, none, 0) })
 }
 
@@ -209,7 +224,7 @@ func (w world) matches(r *model.Rule, subject, other end, p Packet, ingress bool
 	if r.Verdict == model.VerdictLog || r.Unsupported != "" && allows || r.Family != 0 && r.Family != netset.Of(p.Dst) {
 		return false
 	}
-	own := end{addr: subject.addr, labels: subject.labels[:1], member: true}
+	own := w.own(end{addr: subject.addr, labels: subject.labels, member: true}, subject.all)
 	for _, l := range r.Local {
 		if !w.peer(l, own, own) {
 			return false

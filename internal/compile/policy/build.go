@@ -156,7 +156,7 @@ func (b *builder) local(r *rule) (netset.Family, bool) {
 	if len(r.local) == 0 {
 		return 0, true
 	}
-	labels := []selector.Labels{b.l.holder.labels(b.e.snap, b.e.node)}
+	labels := []selector.Labels{b.l.labels(b.e)}
 	var fits []netset.Family
 	for _, a := range b.l.addrs {
 		c := &class{member: true, prefix: netset.Host(a)}
@@ -183,7 +183,7 @@ func (b *builder) peerID(r *rule, port namedPort) (plan.ID, bool) {
 		}
 		peers = []*peer{{}}
 	}
-	labels := b.l.holder.labels(b.e.snap, b.e.node)
+	labels := b.l.labels(b.e)
 	var seen []*peer
 	for _, p := range peers {
 		if p = p.seenBy(labels); p == nil {
@@ -350,7 +350,7 @@ func (b *builder) servicePorts(l model.L4, v model.Verdict) []plan.L4 {
 
 // ownPort returns the number of a named port of the endpoint itself.
 func (b *builder) ownPort(proto int, name string) []model.PortRange {
-	v, ok := b.l.holder.labels(b.e.snap, b.e.node).Get(selector.Port + plan.ProtoName(proto) + "/" + name)
+	v, ok := b.l.labels(b.e).Get(selector.Port + plan.ProtoName(proto) + "/" + name)
 	n, err := strconv.ParseUint(v, 10, 16)
 	if !ok || err != nil {
 		return nil

@@ -133,8 +133,12 @@ func (e *Engine) takeNode(k model.Key) {
 		}
 	}
 	h.node = n
-	if h.local != nil {
-		h.local.addrs = n.Addrs
+	if l := h.local; l != nil {
+		e.unplace(l)
+		l.addrs = n.Addrs
+		for _, a := range l.addrs {
+			e.at[a] = l
+		}
 	}
 	e.refresh(h)
 }
@@ -154,7 +158,11 @@ func (e *Engine) takeEndpoint(k model.Key) {
 	} else {
 		e.part(l)
 	}
+	e.unplace(l)
 	l.endpoint, l.addrs = ep, ep.Addrs
+	for _, a := range l.addrs {
+		e.at[a] = l
+	}
 	pod := l.pod()
 	if e.ofPod[pod] == nil {
 		e.ofPod[pod] = map[*local]bool{}
@@ -202,8 +210,25 @@ func (e *Engine) part(l *local) {
 	e.dirty[h.key] = true // its addresses are its own again
 }
 
+// unplace takes an endpoint from its addresses.
+func (e *Engine) unplace(l *local) {
+	for _, a := range l.addrs {
+		if e.at[a] == l {
+			delete(e.at, a)
+		}
+	}
+}
+
+// labels are what policies see of an endpoint as their subject: with the services that it is behind.
+func (l *local) labels(e *Engine) selector.Labels {
+	return model.WithServices{Labels: l.holder.labels(e.snap, e.node), Services: func(name string) bool {
+		return slices.ContainsFunc(l.addrs, func(a netip.Addr) bool { return e.backends[a][name] > 0 })
+	}}
+}
+
 // forget ends an endpoint.
 func (e *Engine) forget(l *local) {
+	e.unplace(l)
 	e.release(l.ingress)
 	e.release(l.egress)
 	delete(e.locals, l.key)

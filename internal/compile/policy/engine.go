@@ -31,6 +31,7 @@ type Engine struct {
 	byNS     map[string]map[*holder]bool   // pods
 	locals   map[model.Key]*local          // endpoints of this node, and the node itself under its node key
 	ofPod    map[model.Key]map[*local]bool // endpoints by their pod
+	at       map[netip.Addr]*local         // endpoints by their address
 	classes  map[plan.ID]*class
 	inNS     map[string]map[*class]bool // by namespace, "" for all that is no pod
 	peerSets map[plan.ID]*peerSet
@@ -68,7 +69,7 @@ func New(node string) *Engine {
 	e := &Engine{
 		node: node, policies: map[model.Key]*policy{}, subjects: newIndex[*policy](), pods: map[model.Key]*holder{},
 		nodes: map[model.Key]*holder{}, byNS: map[string]map[*holder]bool{}, locals: map[model.Key]*local{},
-		ofPod: map[model.Key]map[*local]bool{}, classes: map[plan.ID]*class{}, inNS: map[string]map[*class]bool{}, peerSets: map[plan.ID]*peerSet{}, peers: newIndex[*peer](),
+		ofPod: map[model.Key]map[*local]bool{}, at: map[netip.Addr]*local{}, classes: map[plan.ID]*class{}, inNS: map[string]map[*class]bool{}, peerSets: map[plan.ID]*peerSet{}, peers: newIndex[*peer](),
 		sets: map[plan.ID]*set{}, bySig: map[string]*set{}, networks: newPrefixes(), special: map[string]int{},
 		backends: map[netip.Addr]map[string]int{}, slices: map[model.Key]*model.Backends{}, held: map[netip.Addr]int{}, ports: newPortNames(), services: map[model.Key][]netip.Addr{},
 	}
@@ -144,6 +145,11 @@ func (e *Engine) endpoints(k model.Key) {
 	case model.KindNamespace:
 		for h := range e.byNS[k.Name] {
 			e.refresh(h)
+		}
+		for set, l := range e.networks.labels {
+			if l.Own[selector.NamespaceName] == k.Name {
+				e.takeAddressSet(set)
+			}
 		}
 	case model.KindServiceAccount:
 		for _, h := range e.pods {

@@ -19,7 +19,7 @@ type prefixes struct {
 	lengths map[netset.Family][]int             // in use, longest first
 	count   map[int]int                         // of prefixes, by family and length
 	sets    map[netip.Prefix]map[model.Key]bool // address sets that have it
-	labels  map[model.Key]selector.Map          // of address sets
+	labels  map[model.Key]model.SetLabels       // of address sets
 	nets    map[model.Key][]netip.Prefix        // of address sets
 	world   map[netip.Prefix]*class             // identity of what is in it and nobody's
 }
@@ -27,7 +27,7 @@ type prefixes struct {
 func newPrefixes() *prefixes {
 	return &prefixes{
 		users: map[netip.Prefix]int{}, lengths: map[netset.Family][]int{}, count: map[int]int{}, sets: map[netip.Prefix]map[model.Key]bool{},
-		labels: map[model.Key]selector.Map{}, nets: map[model.Key][]netip.Prefix{}, world: map[netip.Prefix]*class{},
+		labels: map[model.Key]model.SetLabels{}, nets: map[model.Key][]netip.Prefix{}, world: map[netip.Prefix]*class{},
 	}
 }
 
@@ -162,7 +162,7 @@ func (e *Engine) takeAddressSet(k model.Key) {
 	delete(n.nets, k)
 	delete(n.labels, k)
 	if set := model.Get[*model.AddressSet](e.snap, k); set != nil {
-		n.labels[k] = set.Labels
+		n.labels[k] = model.SetLabelsOf(e.snap, set)
 		for _, p := range set.Nets {
 			p = p.Masked()
 			n.nets[k] = append(n.nets[k], p)
@@ -194,7 +194,13 @@ func (e *Engine) takeBackends(k model.Key) {
 			if e.backends[x.Addr][svc] == 0 {
 				delete(e.backends[x.Addr], svc)
 			}
-			if (before > 0) != (e.backends[x.Addr][svc] > 0) && e.special[selector.Service+svc] > 0 {
+			if (before > 0) == (e.backends[x.Addr][svc] > 0) {
+				continue
+			}
+			if l := e.at[x.Addr]; l != nil {
+				e.todo.locals[l] = true // policies may select the backends of a service
+			}
+			if e.special[selector.Service+svc] > 0 {
 				e.behind(x.Addr, n)
 			}
 		}

@@ -151,7 +151,7 @@ func (e *Engine) compileRule(p *policy, m *model.Rule, d plan.Direction) *rule {
 
 // isSubject says whether one of the peers is the endpoint.
 func (l *local) isSubject(e *Engine, peers []*peer) bool {
-	labels := l.holder.labels(e.snap, e.node)
+	labels := l.labels(e)
 	c := &class{member: true}
 	return slices.ContainsFunc(peers, func(p *peer) bool { return p.matches(c, []selector.Labels{labels}) })
 }
@@ -179,7 +179,7 @@ func (e *Engine) guard(l *local) {
 	e.dirty[l.key] = true
 	var mine []*policy
 	if l.holder != nil {
-		e.subjects.find(l.holder.labels(e.snap, e.node), func(p *policy) {
+		e.subjects.find(l.labels(e), func(p *policy) {
 			if p.concerns(e, l) {
 				mine = append(mine, p)
 			}
@@ -246,6 +246,7 @@ func (e *Engine) setFor(l *local, mine []*policy, d plan.Direction) *set {
 			if c := l.holder.classes[a]; c != nil {
 				fmt.Fprintf(&sig, " %s", c.id)
 			}
+			fmt.Fprint(&sig, " ", e.backends[a])
 		}
 		fmt.Fprintf(&sig, " %s", e.ports.of(l.holder))
 	}

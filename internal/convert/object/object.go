@@ -28,6 +28,15 @@ func (t Type) String() string {
 	return strings.TrimPrefix(t.Group+"/"+t.Version, "/") + " " + t.Kind
 }
 
+// TypeOf returns the type that an object's apiVersion and kind name.
+func TypeOf(apiVersion, kind string) Type {
+	group, version, found := strings.Cut(apiVersion, "/")
+	if !found {
+		group, version = "", group
+	}
+	return Type{group, version, kind}
+}
+
 // Meta is the metadata that policies need.
 type Meta struct {
 	Name        string            `json:"name"`
@@ -63,13 +72,9 @@ func Parse(raw []byte, namespaced bool) (*Object, error) {
 	if err := json.Unmarshal(raw, &o); err != nil {
 		return nil, Explain("", err)
 	}
-	group, version, found := strings.Cut(o.APIVersion, "/")
-	if !found {
-		group, version = "", group
-	}
-	out := &Object{Type: Type{group, version, o.Kind}, Meta: o.Meta, Raw: raw, Spec: o.Spec}
+	out := &Object{Type: TypeOf(o.APIVersion, o.Kind), Meta: o.Meta, Raw: raw, Spec: o.Spec}
 	switch {
-	case o.Kind == "" || version == "":
+	case o.Kind == "" || out.Type.Version == "":
 		return nil, errors.New("apiVersion or kind is missing: not a Kubernetes object")
 	case o.Meta.Name == "":
 		return nil, fmt.Errorf("%s: metadata.name is missing", o.Kind)
@@ -189,8 +194,11 @@ func (r *Requirement) expr(key func(string) string) (*selector.Expr, error) {
 // Prefix parses an address block. Bits beyond its length are cut off, as Kubernetes does.
 func Prefix(field, s string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
-	if err != nil {
+	switch {
+	case err != nil:
 		return p, fmt.Errorf("%s: %q is not a prefix in CIDR notation", field, s)
+	case p.Addr().Is4In6(): // no packet bears such an address
+		return p, fmt.Errorf("%s: %q is an IPv4 prefix written as IPv6: write it as IPv4", field, s)
 	}
 	return p.Masked(), nil
 }
