@@ -15,7 +15,8 @@ import (
 // Document is one object of a file.
 type Document struct {
 	Item
-	Line int // of the file, counted from 1, where the object's document begins
+	Line int             // of the file, counted from 1, where the object's document begins
+	Raw  json.RawMessage // the object or list as JSON where Err is ErrUnsupported, for who knows more kinds; else nil
 }
 
 // Object converts one JSON or YAML document with one object in it.
@@ -54,21 +55,30 @@ func expand(data []byte, line int) []Document {
 	}
 	// An error here is found again, and explained, by FromJSON.
 	if json.Unmarshal(data, &list) != nil || !strings.HasSuffix(list.Kind, "List") {
-		return []Document{{Item: FromJSON(data, Type{}), Line: line}}
+		return []Document{document(FromJSON(data, Type{}), data, line)}
 	}
 	of := Type{list.APIVersion, strings.TrimSuffix(list.Kind, "List")}
 	if of.Kind != "" && of.make() == nil {
-		return []Document{{Item: Item{Type: list.Type, Err: unsupported(list.Type)}, Line: line}}
+		return []Document{document(Item{Type: list.Type, Err: unsupported(list.Type)}, data, line)}
 	}
 	var out []Document
 	for i, raw := range list.Items {
-		item := FromJSON(raw, of)
-		if item.Err != nil && item.Object == nil {
-			item.Err = fmt.Errorf("items[%d]: %w", i, item.Err)
+		d := document(FromJSON(raw, of), raw, line)
+		if d.Err != nil && d.Object == nil {
+			d.Err = fmt.Errorf("items[%d]: %w", i, d.Err)
 		}
-		out = append(out, Document{Item: item, Line: line})
+		out = append(out, d)
 	}
 	return out
+}
+
+// document is an item with its place.
+func document(item Item, raw json.RawMessage, line int) Document {
+	d := Document{Item: item, Line: line}
+	if errors.Is(item.Err, ErrUnsupported) {
+		d.Raw = raw
+	}
+	return d
 }
 
 // part is one document of a YAML stream.
