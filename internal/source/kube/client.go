@@ -19,18 +19,11 @@ import (
 	"weft/internal/convert/wire"
 )
 
-// What is accepted from the API server. JSON is there for servers that have no protobuf.
-const (
-	protobuf     = "application/vnd.kubernetes.protobuf"
-	acceptObject = protobuf + ", application/json;q=0.5"
-	acceptStream = protobuf + ";stream=watch, application/json;stream=watch;q=0.5, application/json;q=0.4"
-)
-
 // maxBody bounds what is read into memory at once: a page of a list, or one event. etcd's own limit for an
 // object is 1.5 MiB.
 const maxBody = 64 << 20
 
-// client does GET requests.
+// client does requests.
 type client struct {
 	http *http.Client
 	base *url.URL
@@ -103,30 +96,44 @@ func expired(err error) bool {
 	return errors.As(err, &e) && (e.Code == http.StatusGone || e.Reason == "Expired" || e.Reason == "Gone")
 }
 
-// refused reports whether the server does not understand the request (400, 404, 405, 422), so that repeating it is no use.
-func refused(err error) bool {
+// code returns the HTTP status that an error stands for; 0 if there was no answer.
+func code(err error) int {
 	var e *apiError
 	if !errors.As(err, &e) {
-		return false
+		return 0
 	}
-	switch e.Code {
+	return e.Code
+}
+
+// refused reports whether the server does not understand the request (400, 404, 405, 422), so that repeating it is no use.
+func refused(err error) bool {
+	switch code(err) {
 	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusUnprocessableEntity:
 		return true
 	}
 	return false
 }
 
-// get sends a request. The caller closes the body of a response; an answer other than 200 is an *apiError.
+// get sends a GET request. The caller closes the body of a response; an answer other than 200 is an *apiError.
 func (c *client) get(ctx context.Context, path string, query url.Values, accept string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url(path, query), nil)
+	if err != nil {
+		return nil, fmt.Errorf("request %s: %w", path, err)
+	}
+	req.Header.Set("Accept", accept)
+	return c.do(req)
+}
+
+func (c *client) url(path string, query url.Values) string {
 	u := *c.base
 	u.Path = strings.TrimSuffix(u.Path, "/") + path
 	u.RawPath = ""
 	u.RawQuery = query.Encode()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, fmt.Errorf("request %s: %w", u.String(), err)
-	}
-	req.Header.Set("Accept", accept)
+	return u.String()
+}
+
+// do sends a request. The caller closes the body of a response; an answer that is not 2xx is an *apiError.
+func (c *client) do(req *http.Request) (*http.Response, error) {
 	resp, err := c.http.Do(req)
 	if err != nil {
 		var long *url.Error // its text has the whole query
@@ -135,7 +142,7 @@ func (c *client) get(ctx context.Context, path string, query url.Values, accept 
 		}
 		return nil, fmt.Errorf("API server %s: %w", c.base.Host, err)
 	}
-	if resp.StatusCode == http.StatusOK {
+	if resp.StatusCode/100 == 2 {
 		return resp, nil
 	}
 	defer resp.Body.Close()
@@ -149,6 +156,56 @@ func (c *client) get(ctx context.Context, path string, query url.Values, accept 
 		e.retry = min(time.Duration(s)*time.Second, time.Minute)
 	}
 	return nil, e
+}
+
+// The bodies that are sent.
+const (
+	jsonBody   = "application/json"
+	mergePatch = "application/merge-patch+json"
+)
+
+// write sends an object, or a change of one, and decodes the answer into out, if that is not nil. It is given up after half a minute.
+func (c *client) write(ctx context.Context, method, path, contentType string, body, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	raw, isRaw := body.([]byte)
+	if !isRaw {
+		var err error
+		if raw, err = json.Marshal(body); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.url(path, nil), bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", contentType)
+	req.Header.Set("Accept", jsonBody)
+	resp, err := c.do(req)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", strings.ToLower(method), path, err)
+	}
+	return decodeBody(resp, out)
+}
+
+// read gets an object as JSON.
+func (c *client) read(ctx context.Context, path string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	resp, err := c.get(ctx, path, nil, jsonBody)
+	if err != nil {
+		return fmt.Errorf("get %s: %w", path, err)
+	}
+	return decodeBody(resp, out)
+}
+
+func decodeBody(resp *http.Response, out any) error {
+	defer resp.Body.Close()
+	b, err := readBody(resp)
+	if err != nil || out == nil {
+		return err
+	}
+	return json.Unmarshal(b, out)
 }
 
 func isProto(r *http.Response) bool { return strings.HasPrefix(r.Header.Get("Content-Type"), protobuf) }

@@ -11,7 +11,9 @@ import (
 	"strings"
 
 	"weft/internal/convert/k8s"
+	"weft/internal/convert/language"
 	"weft/internal/convert/wire"
+	"weft/internal/model"
 )
 
 // The API server's protobuf (k8s.io/apimachinery/pkg/runtime/serializer/protobuf): an object is the magic below and a
@@ -47,15 +49,102 @@ func envelope(b []byte) (t k8s.Type, raw []byte, err error) {
 	return t, raw, err
 }
 
+// item is what came of one object of the API server.
+type item struct {
+	id      string // "namespace/name", or "name" of a cluster-scoped kind
+	name    string // "Pod default/web", for messages
+	version string // resource version
+	end     bool   // it is the mark of the end of the initial events
+	objs    []model.Object
+	err     error           // names the object; with objs, what of the object is left out
+	ref     model.Ref       // of policies
+	raw     json.RawMessage // of policies that came as JSON; else nil
+}
+
+// refused reports whether nothing of the object can be used.
+func (i item) refused() bool { return i.err != nil && len(i.objs) == 0 }
+
+// decoder reads one object; proto says in which encoding. Strings may be nil.
+type decoder func(raw []byte, proto bool, s *wire.Strings) item
+
+// core decodes one of Kubernetes' own kinds.
+func core(of k8s.Type) decoder {
+	return func(raw []byte, proto bool, s *wire.Strings) item {
+		var i k8s.Item
+		if proto {
+			i = k8s.FromProto(of, raw, s)
+		} else {
+			i = k8s.FromJSON(raw, of)
+		}
+		out := headOf(i.Meta)
+		out.name, out.err = i.Name(), i.Err
+		if i.Object != nil {
+			out.id, out.objs = i.Object.Key().Name, []model.Object{i.Object}
+		}
+		return out
+	}
+}
+
+// headOf is the item of an object of which only the metadata is known.
+func headOf(m k8s.Meta) item {
+	return item{
+		id:      strings.TrimPrefix(m.Namespace+"/"+m.Name, "/"),
+		version: m.ResourceVersion,
+		end:     m.Annotations[k8s.AnnInitialEnd] == "true",
+	}
+}
+
+// metaOf reads the metadata of an object of any kind: it is field 1 of every one.
+func metaOf(raw []byte, proto bool, s *wire.Strings) (k8s.Meta, error) {
+	if proto {
+		return k8s.FromProto(k8s.Type{APIVersion: "v1", Kind: "Namespace"}, raw, s).Meta, nil
+	}
+	var o struct {
+		Meta k8s.Meta `json:"metadata"`
+	}
+	err := json.Unmarshal(raw, &o)
+	return o.Meta, err
+}
+
+// metadata decodes objects of which nothing but the name counts.
+func metadata(kind string) decoder {
+	return func(raw []byte, proto bool, s *wire.Strings) item {
+		m, err := metaOf(raw, proto, s)
+		i := headOf(m)
+		i.name, i.err = kind+" "+i.id, err
+		return i
+	}
+}
+
+// policy decodes a kind of policies.
+func policy(k language.Kind) decoder {
+	return func(raw []byte, proto bool, s *wire.Strings) item {
+		m, err := metaOf(raw, proto, s)
+		i := headOf(m)
+		if i.end || m.Name == "" && err == nil {
+			return i // a bookmark
+		}
+		var r language.Result
+		if proto {
+			r = k.FromProto(m.Name, m.Namespace, raw, s)
+		} else {
+			r = k.Convert(raw)
+			i.raw = raw
+		}
+		i.name, i.ref, i.objs, i.err = r.Ref.String(), r.Ref, r.Objects, r.Err
+		return i
+	}
+}
+
 // page is one answer to a list request.
 type page struct {
-	items           []k8s.Item
+	items           []item
 	resourceVersion string
 	next            string // "" on the last page
 }
 
-// readPage reads a response with a list of objects of the type.
-func readPage(r *http.Response, of k8s.Type, s *wire.Strings) (page, error) {
+// readPage reads a response with a list of objects.
+func readPage(r *http.Response, decode decoder, s *wire.Strings) (page, error) {
 	body, err := readBody(r)
 	if err != nil {
 		return page{}, err
@@ -71,7 +160,7 @@ func readPage(r *http.Response, of k8s.Type, s *wire.Strings) (page, error) {
 		}
 		p.resourceVersion, p.next = list.Metadata.ResourceVersion, list.Metadata.Continue
 		for _, raw := range list.Items {
-			p.items = append(p.items, k8s.FromJSON(raw, of))
+			p.items = append(p.items, decode(raw, false, s))
 		}
 		return p, nil
 	}
@@ -92,7 +181,7 @@ func readPage(r *http.Response, of k8s.Type, s *wire.Strings) (page, error) {
 				return nil
 			})
 		case 2:
-			p.items = append(p.items, k8s.FromProto(of, f.Bytes(), s))
+			p.items = append(p.items, decode(f.Bytes(), true, s))
 		}
 		return nil
 	})
@@ -111,21 +200,21 @@ const (
 // event is one event of a watch.
 type event struct {
 	typ    string
-	item   k8s.Item // of a bookmark, only Meta has a meaning
+	item   item // of a bookmark, only version and end have a meaning
 	status *apiError
 }
 
 // stream reads the events of a watch.
 type stream struct {
-	r     *bufio.Reader
-	of    k8s.Type
-	proto bool
-	strs  *wire.Strings
-	buf   []byte // of the last frame
+	r      *bufio.Reader
+	decode decoder
+	proto  bool
+	strs   *wire.Strings
+	buf    []byte // of the last frame
 }
 
-func newStream(r *http.Response, of k8s.Type, s *wire.Strings) *stream {
-	return &stream{r: bufio.NewReaderSize(r.Body, 16<<10), of: of, proto: isProto(r), strs: s}
+func newStream(r *http.Response, decode decoder, s *wire.Strings) *stream {
+	return &stream{r: bufio.NewReaderSize(r.Body, 16<<10), decode: decode, proto: isProto(r), strs: s}
 }
 
 // ready reports whether a whole event has been received already.
@@ -163,7 +252,7 @@ func (s *stream) next() (event, error) {
 		if w.Type == failure {
 			return event{typ: w.Type, status: statusOf(w.Object, false)}, nil
 		}
-		return event{typ: w.Type, item: k8s.FromJSON(w.Object, s.of)}, nil
+		return event{typ: w.Type, item: s.decode(w.Object, false, s.strs)}, nil
 	}
 }
 
@@ -206,11 +295,11 @@ func (s *stream) nextProto() (event, error) {
 		e.status = statusOf(object, true)
 		return e, nil
 	}
-	t, raw, err := envelope(object)
+	_, raw, err := envelope(object)
 	if err != nil {
 		return e, fmt.Errorf("watch event: %w", err)
 	}
-	e.item = k8s.FromProto(t, raw, s.strs)
+	e.item = s.decode(raw, true, s.strs)
 	return e, nil
 }
 
@@ -220,9 +309,4 @@ func truncated(err error) error {
 		return fmt.Errorf("watch: the connection ended within an event: %w", io.ErrUnexpectedEOF)
 	}
 	return err
-}
-
-// nameOf returns the model's name of an object of which only the metadata was understood.
-func nameOf(m k8s.Meta) string {
-	return strings.TrimPrefix(m.Namespace+"/"+m.Name, "/")
 }

@@ -34,12 +34,12 @@ func TestTruncatedStream(t *testing.T) {
 	whole := append(frame(added, encode(node("n1", "10.244.1.0/24"), "v1", "Node", true)), frame(added, encode(node("n2", "10.244.2.0/24"), "v1", "Node", true))...)
 	first := len(whole) / 2
 	for n := range len(whole) + 1 {
-		s := newStream(response(protobuf+";stream=watch", whole[:n]), nodeType(), nil)
+		s := newStream(response(protobuf+";stream=watch", whole[:n]), core(nodeType()), nil)
 		events := 0
 		for {
 			e, err := s.next()
 			if err == nil {
-				if events++; e.item.Object == nil || e.item.Err != nil {
+				if events++; len(e.item.objs) != 1 || e.item.err != nil {
 					t.Fatalf("at %d: event %+v", n, e)
 				}
 				continue
@@ -60,14 +60,14 @@ func TestReadyNeedsAWholeEvent(t *testing.T) {
 			typ = "application/json"
 			event = []byte(`{"type":"ADDED","object":{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1"}}}` + "\n")
 		}
-		s := newStream(response(typ, append(bytes.Clone(event), event[:len(event)-1]...)), nodeType(), nil)
+		s := newStream(response(typ, append(bytes.Clone(event), event[:len(event)-1]...)), core(nodeType()), nil)
 		if _, err := s.next(); err != nil {
 			t.Fatal(err)
 		}
 		if s.ready() {
 			t.Errorf("proto %v: ready with an event that lacks a byte", proto)
 		}
-		s = newStream(response(typ, append(bytes.Clone(event), event...)), nodeType(), nil)
+		s = newStream(response(typ, append(bytes.Clone(event), event...)), core(nodeType()), nil)
 		if _, err := s.next(); err != nil {
 			t.Fatal(err)
 		}
@@ -87,7 +87,7 @@ func FuzzStream(f *testing.F) {
 			return // a length that only costs memory
 		}
 		typ := map[bool]string{true: protobuf, false: "application/json"}[proto]
-		s := newStream(response(typ, raw), nodeType(), new(wire.Strings))
+		s := newStream(response(typ, raw), core(nodeType()), new(wire.Strings))
 		for range len(raw) + 1 {
 			s.ready()
 			e, err := s.next()
@@ -107,9 +107,9 @@ func FuzzPage(f *testing.F) {
 	f.Add([]byte(`{"metadata":{"resourceVersion":"1"},"items":[{"metadata":{"name":"n1"}}]}`), false)
 	f.Fuzz(func(t *testing.T, raw []byte, proto bool) {
 		typ := map[bool]string{true: protobuf, false: "application/json"}[proto]
-		p, err := readPage(response(typ, raw), nodeType(), nil)
+		p, err := readPage(response(typ, raw), core(nodeType()), nil)
 		for _, i := range p.items {
-			if err == nil && i.Object == nil && i.Err == nil {
+			if err == nil && len(i.objs) == 0 && i.err == nil {
 				t.Fatal("neither an object nor an error")
 			}
 		}

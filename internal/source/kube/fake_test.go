@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -17,13 +18,17 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
+
+	"weft/internal/convert/language"
 )
 
-// fakeAPI is an API server for the five kinds: list with pages, watch, watch list, protobuf and JSON, encoded by
-// Kubernetes' own types.
+// fakeAPI is an API server: list with pages, watch, watch list, protobuf and JSON, encoded by Kubernetes' own types; and for
+// objects of CustomResourceDefinitions in JSON only.
 type fakeAPI struct {
 	*httptest.Server
 	json      bool // answers in JSON whatever is accepted
@@ -32,21 +37,23 @@ type fakeAPI struct {
 	mu       sync.Mutex
 	version  int                       // guarded by mu
 	objs     map[string]runtime.Object // guarded by mu; by resource/namespace/name
-	history  []change                  // guarded by mu
+	history  []past                    // guarded by mu
 	oldest   int                       // guarded by mu: watches from before get 410
 	changed  chan struct{}             // guarded by mu: closed and replaced by each change
 	broken   bool                      // guarded by mu: every request fails
 	kill     chan struct{}             // guarded by mu: closed to cut every watch
 	requests []string                  // guarded by mu
 	down     func(http.ResponseWriter) // guarded by mu: what to answer where broken
+	withheld bool                      // guarded by mu: definitions are there, and not served
 }
 
-// change is one event.
-type change struct {
+// past is one event.
+type past struct {
 	version  int
 	typ      string
 	resource string
 	obj      runtime.Object
+	before   runtime.Object // nil if it is new
 }
 
 func newFake(t testing.TB) *fakeAPI {
@@ -66,8 +73,18 @@ func (f *fakeAPI) config() *rest.Config {
 	return &rest.Config{Host: f.URL, TLSClientConfig: rest.TLSClientConfig{Insecure: true}}
 }
 
+// types are the resources that every API server has.
+func types() map[string]struct{ apiVersion, kind string } {
+	return map[string]struct{ apiVersion, kind string }{
+		"nodes": {"v1", "Node"}, "namespaces": {"v1", "Namespace"}, "pods": {"v1", "Pod"}, "services": {"v1", "Service"},
+		"serviceaccounts": {"v1", "ServiceAccount"}, "endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"},
+		"networkpolicies.networking.k8s.io": {"networking.k8s.io/v1", "NetworkPolicy"},
+		"customresourcedefinitions":         {"apiextensions.k8s.io/v1", "CustomResourceDefinition"},
+	}
+}
+
 func resourceName(o runtime.Object) string {
-	switch o.(type) {
+	switch o := o.(type) {
 	case *corev1.Node:
 		return "nodes"
 	case *corev1.Namespace:
@@ -76,22 +93,28 @@ func resourceName(o runtime.Object) string {
 		return "pods"
 	case *corev1.Service:
 		return "services"
+	case *corev1.ServiceAccount:
+		return "serviceaccounts"
 	case *discoveryv1.EndpointSlice:
 		return "endpointslices"
+	case *networkingv1.NetworkPolicy:
+		return "networkpolicies.networking.k8s.io"
+	case *unstructured.Unstructured:
+		if o.GetKind() == "CustomResourceDefinition" {
+			return "customresourcedefinitions"
+		}
+		for _, k := range language.Kinds() {
+			if gvk := o.GroupVersionKind(); k.Type.Kind == gvk.Kind && k.Type.Group == gvk.Group {
+				return k.CRD()
+			}
+		}
 	}
 	panic(fmt.Sprintf("%T", o))
 }
 
-func apiVersion(resource string) string {
-	if resource == "endpointslices" {
-		return "discovery.k8s.io/v1"
-	}
-	return "v1"
-}
+func apiVersion(resource string) string { return types()[resource].apiVersion }
 
-func kindName(resource string) string {
-	return map[string]string{"nodes": "Node", "namespaces": "Namespace", "pods": "Pod", "services": "Service", "endpointslices": "EndpointSlice"}[resource]
-}
+func kindName(resource string) string { return types()[resource].kind }
 
 // set stores objects; remove deletes them.
 func (f *fakeAPI) set(objs ...runtime.Object)    { f.put(false, objs) }
@@ -111,12 +134,13 @@ func (f *fakeAPI) put(remove bool, objs []runtime.Object) {
 		if _, ok := f.objs[key]; !ok {
 			typ = added
 		}
+		before := f.objs[key]
 		f.objs[key] = o
 		if remove {
 			typ = deleted
 			delete(f.objs, key)
 		}
-		f.history = append(f.history, change{f.version, typ, res, o})
+		f.history = append(f.history, past{f.version, typ, res, o, before})
 	}
 	close(f.changed)
 	f.changed = make(chan struct{})
@@ -177,7 +201,13 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if len(parts) == 5 && parts[2] == "namespaces" { // /api/v1/namespaces/NS/pods
 		selector += " in " + parts[3]
 	}
+	if res == "networkpolicies" || types()[res].kind == "" {
+		res += "." + parts[1]
+	}
+	proto = proto && types()[res].kind != "" && res != "customresourcedefinitions"
 	switch {
+	case f.unserved(res, parts):
+		f.status(w, proto, 404, "NotFound", "the server could not find the requested resource")
 	case q.Get("watch") != "true":
 		f.list(w, proto, res, selector, q.Get("limit"), q.Get("continue"))
 	case q.Get("sendInitialEvents") == "true" && !f.watchList:
@@ -187,12 +217,26 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// unserved reports whether the path is of a definition that is not there, or of a version that it has not.
+func (f *fakeAPI) unserved(res string, parts []string) bool {
+	if types()[res].kind != "" {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	crd, ok := f.objs["customresourcedefinitions//"+res].(*unstructured.Unstructured)
+	return !ok || f.withheld || !slices.Contains(strings.Fields(crd.GetAnnotations()["versions"]), parts[2])
+}
+
 // encode returns the object as the server would send it.
 func encode(o runtime.Object, apiVersion, kind string, proto bool) []byte {
 	if !proto {
 		b, err := json.Marshal(o)
 		if err != nil {
 			panic(err)
+		}
+		if _, whole := o.(*unstructured.Unstructured); whole {
+			return b
 		}
 		head := fmt.Sprintf(`{"kind":%q,"apiVersion":%q,`, kind, apiVersion)
 		return append([]byte(head), b[1:]...)
@@ -236,6 +280,10 @@ func selected(o runtime.Object, selector string) bool {
 	if !ok || selector == "" {
 		return true
 	}
+	if node, is := strings.CutPrefix(selector, "spec.nodeName!="); is {
+		node, _, _ = strings.Cut(node, ",")
+		return p.Spec.NodeName != node && p.Spec.NodeName != "" && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed
+	}
 	if node, is := strings.CutPrefix(selector, "spec.nodeName="); is {
 		return p.Spec.NodeName == node
 	}
@@ -266,10 +314,20 @@ func listOf(res string, objs []runtime.Object, meta metav1.ListMeta) runtime.Obj
 		return &corev1.PodList{ListMeta: meta, Items: items[corev1.Pod](objs)}
 	case "services":
 		return &corev1.ServiceList{ListMeta: meta, Items: items[corev1.Service](objs)}
+	case "serviceaccounts":
+		return &corev1.ServiceAccountList{ListMeta: meta, Items: items[corev1.ServiceAccount](objs)}
 	case "endpointslices":
 		return &discoveryv1.EndpointSliceList{ListMeta: meta, Items: items[discoveryv1.EndpointSlice](objs)}
+	case "networkpolicies.networking.k8s.io":
+		return &networkingv1.NetworkPolicyList{ListMeta: meta, Items: items[networkingv1.NetworkPolicy](objs)}
 	}
-	panic(res)
+	out := &unstructured.UnstructuredList{}
+	out.SetAPIVersion("x/v1")
+	out.SetKind("List")
+	out.SetResourceVersion(meta.ResourceVersion)
+	out.SetContinue(meta.Continue)
+	out.Items = items[unstructured.Unstructured](objs)
+	return out
 }
 
 func items[T any](objs []runtime.Object) []T {
@@ -317,7 +375,7 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, proto bool, res 
 	}
 	if q.Get("sendInitialEvents") == "true" {
 		end := metav1.ObjectMeta{ResourceVersion: strconv.Itoa(since), Annotations: map[string]string{"k8s.io/initial-events-end": "true"}}
-		send(w, proto, bookmark, &corev1.Namespace{ObjectMeta: end}, apiVersion(res), kindName(res))
+		send(w, proto, bookmark, &corev1.Namespace{ObjectMeta: end}, cmp.Or(apiVersion(res), "x/v1"), cmp.Or(kindName(res), "X"))
 	}
 	for {
 		w.(http.Flusher).Flush()
@@ -328,11 +386,20 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, proto bool, res 
 		}
 		f.mu.Lock()
 		changed := f.changed
-		var events []change
+		var events []past
 		for _, c := range f.history {
-			if c.version > since && c.resource == res && selected(c.obj, q.Get("fieldSelector")) {
-				events = append(events, c)
+			if c.version <= since || c.resource != res {
+				continue
 			}
+			switch is, was := selected(c.obj, q.Get("fieldSelector")), c.before != nil && selected(c.before, q.Get("fieldSelector")); {
+			case is && !was && c.typ == modified:
+				c.typ = added
+			case was && !is:
+				c.typ = deleted
+			case !is:
+				continue
+			}
+			events = append(events, c)
 		}
 		since = f.version
 		f.mu.Unlock()

@@ -1,10 +1,13 @@
 // Package kube is the source that reads the cluster's objects from the Kubernetes API server.
 //
 // It lists and watches exactly the kinds that are asked for, pods of its own node only, in
-// protobuf, and reads of each object only what weft uses (see convert/k8s and convert/wire). It keeps
+// protobuf, and reads of each object only what weft uses (see convert/k8s and convert/wire). With policy it watches
+// NetworkPolicies and every policy API that has a CustomResourceDefinition, and, once there is a policy, pods of all
+// nodes and whatever else policies ask for. It keeps
 // no copy of the objects: the store is the only one. It is not a Kubernetes client library:
-// it writes nothing to the cluster, and of client-go it uses the connection alone (TLS,
-// tokens and their rotation, kubeconfig files), not the typed clients and informers.
+// of client-go it uses the connection alone (TLS,
+// tokens and their rotation, kubeconfig files), not the typed clients and informers. It writes nothing to the cluster
+// but what Policy.Languages asks for: definitions that are missing, and the statuses of policies.
 package kube
 
 import (
@@ -13,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"net/url"
 	"slices"
 	"sync"
@@ -22,6 +26,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"weft/internal/convert/k8s"
+	"weft/internal/convert/language"
 	"weft/internal/model"
 )
 
@@ -35,50 +40,32 @@ type Writer interface {
 	Replace(kind model.Kind, objs []model.Object)
 }
 
+// PolicyWriter is where what policies became goes.
+type PolicyWriter interface {
+	Writer
+	// Refuse keeps an object that is not used, so that it is shown with the reason.
+	Refuse(o model.Object, problem error)
+}
+
 // Options say what is watched.
 type Options struct {
 	Node  string       // pods of this node only; empty: pods of all nodes
-	Kinds []model.Kind // what is watched, at least one; see Kinds
+	Kinds []model.Kind // what is watched in any case, at least one; see Kinds
 	// Report, when not nil, is told what an operator should know: objects that were not
 	// understood, and an API server that is away.
 	Report func(what, action string)
+	Policy *Policy // nil: no policies, and nothing that only they need
 }
 
-// Kinds are the kinds that can be watched.
-func Kinds() []model.Kind {
-	return []model.Kind{model.KindNode, model.KindNamespace, model.KindPod, model.KindService, model.KindBackends}
-}
-
-// resource is how the API server knows a kind.
-type resource struct {
-	kind  model.Kind
-	typ   k8s.Type
-	path  string     // of the collection, below the server's URL
-	query url.Values // for list and watch
-}
-
-// resourceOf returns the kind's resource.
-func resourceOf(k model.Kind, node string) (resource, error) {
-	r := resource{kind: k, typ: k8s.Type{APIVersion: "v1"}, query: url.Values{}}
-	switch k {
-	case model.KindNode:
-		r.typ.Kind, r.path = "Node", "/api/v1/nodes"
-	case model.KindNamespace:
-		r.typ.Kind, r.path = "Namespace", "/api/v1/namespaces"
-	case model.KindPod:
-		r.typ.Kind, r.path = "Pod", "/api/v1/pods"
-		if node != "" {
-			r.query.Set("fieldSelector", "spec.nodeName="+node)
-		}
-	case model.KindService:
-		r.typ.Kind, r.path = "Service", "/api/v1/services"
-	case model.KindBackends:
-		r.typ = k8s.Type{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"}
-		r.path = "/apis/discovery.k8s.io/v1/endpointslices"
-	default:
-		return r, fmt.Errorf("kind %s does not come from the API server", k)
-	}
-	return r, nil
+// Policy says how policies are followed.
+type Policy struct {
+	// Writer returns a writer of its own for a watch, once for each name: "tiers.crd.antrea.io", "pods of other nodes".
+	Writer func(watch string) PolicyWriter
+	// Languages are the languages whose CustomResourceDefinitions are installed where they are missing, and whose
+	// objects get a status, by the agent that holds the lease. Empty: nothing is ever written.
+	Languages []string
+	// Realized, when not nil, waits until what the store holds now is in force on this node.
+	Realized func(context.Context) error
 }
 
 // Config returns how to reach the API server: by a kubeconfig file, or, if that is empty, by the pod's service account,
@@ -108,9 +95,9 @@ func Config(kubeconfig, apiServer string) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// Status is how the watch of one kind is.
+// Status is how one watch is.
 type Status struct {
-	Kind   model.Kind
+	Watch  string    // "nodes", "tiers.crd.antrea.io"
 	Synced bool      // the complete state has been received at least once
 	Err    error     // why there is no connection now; nil if there is
 	Since  time.Time // of Err, or of the last complete state, or of the start
@@ -119,63 +106,86 @@ type Status struct {
 // Source watches the API server.
 type Source struct {
 	api      *client
-	kinds    []resource
+	opts     Options
+	core     []resource              // of Options.Kinds
+	policies []resource              // of all languages; empty without policy
+	writers  map[string]PolicyWriter // of Policy.Writer, by watch
 	w        Writer
 	complete func()
-	report   func(what, action string)
 	log      *slog.Logger
+	linger   time.Duration // how long a watch that only policies need outlives the need
+	patience time.Duration // how long policies wait for what they are the first to need
+	wake     chan struct{} // something that adjust looks at has changed; capacity 1
+	office   *office       // nil: nothing is written to the cluster
 
-	mu     sync.Mutex
-	status map[model.Kind]Status // guarded by mu
-	away   bool                  // guarded by mu: the outage has been reported
-	broken map[string]string     // guarded by mu: what was not understood of an object, by its name
+	mu       sync.Mutex
+	watches  map[string]*watch         // guarded by mu: those that stand or should, by name
+	crds     map[string]bool           // guarded by mu: names of the cluster's CustomResourceDefinitions that are a language's
+	needs    map[string]language.Needs // guarded by mu: of the objects of each watch of policies
+	services bool                      // guarded by mu: see SetServices
+	done     bool                      // guarded by mu: complete was called
+	moved    chan struct{}             // guarded by mu: closed and replaced when a watch is synced
+	away     bool                      // guarded by mu: the outage has been reported
+	broken   map[string]problem        // guarded by mu: what was not understood, by the object's name
 }
 
-// New returns a source; it connects to nothing. Complete is called once, when the initial state of every kind is in.
+// problem is what was not understood of an object.
+type problem struct {
+	watch string
+	err   error
+}
+
+// New returns a source; it connects to nothing. Complete is called once, when the initial state is in: of every kind,
+// of all policies, and of what these need.
 func New(cfg *rest.Config, o Options, w Writer, complete func(), log *slog.Logger) (*Source, error) {
 	api, err := newClient(cfg)
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{api: api, w: w, complete: complete, report: o.Report, log: log, status: map[model.Kind]Status{}, broken: map[string]string{}}
-	if s.report == nil {
-		s.report = func(string, string) {}
+	s := &Source{
+		api: api, opts: o, w: w, complete: complete, log: log, linger: 30 * time.Second, patience: 5 * time.Second, wake: make(chan struct{}, 1),
+		watches: map[string]*watch{}, crds: map[string]bool{}, needs: map[string]language.Needs{}, moved: make(chan struct{}),
+		broken: map[string]problem{},
+	}
+	if s.opts.Report == nil {
+		s.opts.Report = func(string, string) {}
 	}
 	for _, k := range o.Kinds {
-		r, err := resourceOf(k, o.Node)
+		r, err := coreResource(k, o.Node)
 		if err != nil {
 			return nil, err
 		}
-		s.kinds = append(s.kinds, r)
-		s.status[k] = Status{Kind: k, Since: time.Now()}
+		s.core = append(s.core, r)
 	}
-	if len(s.kinds) == 0 {
+	if len(s.core) == 0 {
 		return nil, errors.New("no kind to watch")
+	}
+	if o.Policy != nil {
+		s.policies, s.writers = policies(), map[string]PolicyWriter{remoteWatch: o.Policy.Writer(remoteWatch)}
+		for _, r := range s.policies {
+			s.writers[r.name] = o.Policy.Writer(r.name)
+		}
+		if len(o.Policy.Languages) > 0 {
+			s.office = newOffice(s)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range s.desired() {
+		s.watches[name] = s.newWatch(name)
 	}
 	return s, nil
 }
 
-// Run watches until ctx ends and returns its error. An API server that is away, or that answers with errors, is tried
-// again without end; each kind does so on its own.
-func (s *Source) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	for _, r := range s.kinds {
-		wg.Go(func() {
-			w := &watcher{Source: s, res: r}
-			w.run(ctx)
-		})
-	}
-	wg.Wait()
-	return ctx.Err()
-}
-
-// Status returns the state of every watch, in the order of Options.Kinds.
+// Status returns the state of every watch that should stand, in order: those of Options.Kinds first.
 func (s *Source) Status() []Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make([]Status, 0, len(s.kinds))
-	for _, r := range s.kinds {
-		out = append(out, s.status[r.kind])
+	var out []Status
+	for _, name := range s.desired() {
+		if w := s.watches[name]; w != nil {
+			out = append(out, w.Status)
+		}
 	}
 	return out
 }
@@ -184,10 +194,12 @@ func (s *Source) Status() []Status {
 // cut off by the network gives no error for much longer.
 const silence = 3 * time.Second
 
-// Away reports whether some kind has never been received and cannot be, as it seems.
+// Away reports whether something has never been received and cannot be, as it seems.
 func (s *Source) Away() bool { return slices.ContainsFunc(s.Status(), Status.away) }
 
-func (st Status) away() bool { return !st.Synced && (st.Err != nil || time.Since(st.Since) > silence) }
+func (st Status) away() bool {
+	return !st.Synced && (st.Err != nil || time.Since(st.Since) > silence) && code(st.Err) != http.StatusNotFound
+}
 
 // Problems says what is wrong now: watches that do not stand, and objects that were not understood.
 func (s *Source) Problems() []string {
@@ -197,75 +209,42 @@ func (s *Source) Problems() []string {
 		case st.Err != nil:
 			out = append(out, fmt.Sprintf("%v (since %s)", st.Err, since))
 		case st.away():
-			out = append(out, fmt.Sprintf("watch %s: API server %s: no answer (since %s)", st.Kind, s.api.base.Host, since))
+			out = append(out, fmt.Sprintf("watch %s: API server %s: no answer (since %s)", st.Watch, s.api.base.Host, since))
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.AppendSeq(out, maps.Values(s.broken))
+	for _, name := range slices.Sorted(maps.Keys(s.broken)) {
+		out = append(out, s.broken[name].err.Error())
+	}
+	return out
 }
 
-// understood notes whether an object was understood, and reports false if it was not and that is new.
-func (s *Source) understood(item k8s.Item) bool {
+// understood notes whether an object of a watch was understood, and reports false if it was not and that is new.
+func (s *Source) understood(watch string, i item) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	name := item.Name()
-	if item.Err == nil {
-		delete(s.broken, name)
+	if i.err == nil {
+		delete(s.broken, i.name)
 		return true
 	}
-	_, known := s.broken[name]
-	s.broken[name] = item.Err.Error()
+	_, known := s.broken[i.name]
+	s.broken[i.name] = problem{watch, i.err}
 	return known
 }
 
-// synced notes that the complete state of a kind has been received.
-func (s *Source) synced(k model.Kind) {
-	if s.last(k) {
-		s.complete()
+// onlyBroken forgets what was wrong with objects of a watch that are not among all.
+func (s *Source) onlyBroken(watch string, all []change) {
+	still := map[string]bool{}
+	for _, c := range all {
+		still[c.name] = true
 	}
-}
-
-// last reports whether k was the last kind that was not synced.
-func (s *Source) last(k model.Kind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := !s.status[k].Synced
-	s.status[k] = Status{Kind: k, Synced: true, Since: time.Now()}
-	for _, st := range s.status {
-		if !st.Synced {
-			return false
+	for name, p := range s.broken {
+		if p.watch == watch && !still[name] {
+			delete(s.broken, name)
 		}
-	}
-	return first
-}
-
-// connected notes that a watch stands.
-func (s *Source) connected(k model.Kind) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if st := s.status[k]; st.Err != nil {
-		s.log.Info("API server is back", "kind", k, "away", time.Since(st.Since).Round(time.Millisecond))
-		s.status[k] = Status{Kind: k, Synced: st.Synced, Since: time.Now()}
-	}
-	s.away = false
-}
-
-// failed notes the try-th failure in a row.
-func (s *Source) failed(k model.Kind, try int, err error) {
-	s.mu.Lock()
-	st := s.status[k]
-	if st.Err == nil {
-		st.Since = time.Now()
-		s.log.Warn("watch failed, trying again", "kind", k, "err", err)
-	}
-	st.Err = err
-	s.status[k] = st
-	tell := try >= reportAfter && !s.away
-	s.away = s.away || tell
-	s.mu.Unlock()
-	if tell {
-		s.report("API server "+s.api.base.Host+" cannot be used", fmt.Sprintf("the last known objects are used, trying again: %v", err))
 	}
 }
 
@@ -280,16 +259,17 @@ func (s *Source) PodByName(ctx context.Context, namespace, name string) (*model.
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	defer resp.Body.Close()
-	p, err := readPage(resp, k8s.Type{APIVersion: "v1", Kind: "Pod"}, nil)
+	p, err := readPage(resp, core(k8s.Type{APIVersion: "v1", Kind: "Pod"}), nil)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	if len(p.items) == 0 {
 		return nil, fmt.Errorf("%s: %w", what, ErrNotFound)
 	}
-	pod, ok := p.items[0].Object.(*model.Pod)
-	if !ok || pod.Namespace != namespace || pod.Name != name {
-		return nil, fmt.Errorf("%s: the API server sent something else: %q, %v", what, p.items[0].Name(), p.items[0].Err) //nolint:errorlint // it may be nil
+	for _, o := range p.items[0].objs {
+		if pod, ok := o.(*model.Pod); ok && pod.Namespace == namespace && pod.Name == name {
+			return pod, nil
+		}
 	}
-	return pod, nil
+	return nil, fmt.Errorf("%s: the API server sent something else: %q, %v", what, p.items[0].name, p.items[0].err) //nolint:errorlint // it may be nil
 }

@@ -62,20 +62,20 @@ func TestBytesPerObject(t *testing.T) {
 		list  kruntime.Object
 		limit int64 // bytes
 	}{{model.KindNode, nodes, 700}, {model.KindPod, pods, 800}, {model.KindBackends, slices, 800}} {
-		r, err := resourceOf(tc.kind, "")
+		r, err := coreResource(tc.kind, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		body := encode(tc.list, r.typ.APIVersion, r.typ.Kind+"List", true)
+		body := encode(tc.list, "v1", "List", true)
 		var strs wire.Strings
 		before := heap()
-		p, err := readPage(&http.Response{Header: http.Header{"Content-Type": {protobuf}}, Body: io.NopCloser(bytes.NewReader(body))}, r.typ, &strs)
+		p, err := readPage(&http.Response{Header: http.Header{"Content-Type": {protobuf}}, Body: io.NopCloser(bytes.NewReader(body))}, r.forms[0].decode, &strs)
 		if err != nil || len(p.items) != n {
 			t.Fatalf("%d items, %v", len(p.items), err)
 		}
 		objs := make([]model.Object, 0, n)
 		for _, item := range p.items {
-			objs = append(objs, item.Object)
+			objs = append(objs, item.objs...)
 		}
 		p = page{}
 		per := (heap() - before) / n

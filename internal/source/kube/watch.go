@@ -7,14 +7,13 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"time"
 
-	"weft/internal/convert/k8s"
 	"weft/internal/convert/wire"
-	"weft/internal/model"
 	"weft/internal/run"
 )
 
@@ -29,16 +28,18 @@ const (
 	initialTime = 30 * time.Second
 )
 
-// watcher follows one kind.
+// watcher follows one resource.
 type watcher struct {
 	*Source
 	res     resource
+	target  target
+	form    int          // the form of the resource that is tried, or that the server has
 	version string       // resource version up to which everything is in the store; "" before the first
 	strings wire.Strings // of labels, namespaces and node names
 	plain   bool         // the server has no watch lists
 }
 
-// run follows the kind until ctx ends.
+// run follows the resource until ctx ends.
 func (w *watcher) run(ctx context.Context) {
 	for try := 0; ctx.Err() == nil; {
 		began := time.Now()
@@ -54,13 +55,16 @@ func (w *watcher) run(ctx context.Context) {
 		if expired(err) {
 			w.version = ""
 		}
+		if code(err) == http.StatusNotFound && len(w.res.forms) > 1 {
+			w.form, w.version = (w.form+1)%len(w.res.forms), ""
+		}
 		if time.Since(began) > longestWait {
 			try = 0
 		}
 		try++
 		wait := jitter(run.Backoff(try, firstWait, longestWait))
 		if err != nil {
-			w.failed(w.res.kind, try, err)
+			w.failed(w.res.name, try, err)
 		}
 		var api *apiError
 		if errors.As(err, &api) {
@@ -83,10 +87,10 @@ func (w *watcher) once(ctx context.Context) error {
 	}
 	if !w.plain {
 		err := w.watchList(ctx)
-		if !refused(err) && !errors.Is(err, errSilent) {
+		if !refused(err) && !errors.Is(err, errSilent) || code(err) == http.StatusNotFound {
 			return err
 		}
-		w.log.Debug("no watch list, listing instead", "kind", w.res.kind, "err", err)
+		w.log.Debug("no watch list, listing instead", "watch", w.res.name, "err", err)
 		w.plain = true
 	}
 	if err := w.list(ctx); err != nil {
@@ -99,17 +103,17 @@ func (w *watcher) once(ctx context.Context) error {
 func (w *watcher) list(ctx context.Context) error {
 	q := maps.Clone(w.res.query)
 	q.Set("limit", strconv.Itoa(pageSize))
-	var objs []model.Object
+	var all []change
 	for {
 		p, err := w.page(ctx, q)
 		if err != nil {
 			return err
 		}
-		for _, item := range p.items {
-			objs = w.take(objs, item)
+		for _, i := range p.items {
+			all = append(all, w.take(i))
 		}
 		if p.next == "" {
-			w.replace(objs, p.resourceVersion)
+			w.replace(ctx, all, p.resourceVersion)
 			return nil
 		}
 		q.Set("continue", p.next)
@@ -119,43 +123,49 @@ func (w *watcher) list(ctx context.Context) error {
 func (w *watcher) page(ctx context.Context, q url.Values) (page, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	resp, err := w.api.get(ctx, w.res.path, q, acceptObject)
+	f := w.res.forms[w.form]
+	resp, err := w.api.get(ctx, f.path, q, w.res.accept.object)
 	if err != nil {
-		return page{}, fmt.Errorf("list %s: %w", w.res.kind, err)
+		return page{}, fmt.Errorf("list %s: %w", w.res.name, err)
 	}
 	defer resp.Body.Close()
-	p, err := readPage(resp, w.res.typ, &w.strings)
+	p, err := readPage(resp, f.decode, &w.strings)
 	if err != nil {
-		return p, fmt.Errorf("list %s: %w", w.res.kind, err)
+		return p, fmt.Errorf("list %s: %w", w.res.name, err)
 	}
 	return p, nil
 }
 
-// take appends the item's object, if it has one, and reports what was wrong with it.
-func (w *watcher) take(objs []model.Object, item k8s.Item) []model.Object {
-	w.check(item)
-	if item.Object == nil {
-		return objs
+// take makes a change of an object that is there, and reports what was wrong with it.
+func (w *watcher) take(i item) change {
+	w.check(i)
+	if w.office == nil || !w.office.holds() {
+		i.raw = nil // large, and nobody writes its status
 	}
-	return append(objs, item.Object)
+	if i.err == nil {
+		i.name = ""
+	}
+	i.version = ""
+	return change{item: i}
 }
 
 // check reports an object that was not understood, or not wholly, once until it is right again.
-func (w *watcher) check(item k8s.Item) {
-	if !w.understood(item) {
+func (w *watcher) check(i item) {
+	if !w.understood(w.res.name, i) {
 		action := "used without what was not understood"
-		if item.Object == nil {
+		if i.refused() {
 			action = "ignored"
 		}
-		w.report(item.Err.Error(), action)
+		w.opts.Report(i.err.Error(), action)
 	}
 }
 
-// replace makes objs the complete state.
-func (w *watcher) replace(objs []model.Object, version string) {
-	w.w.Replace(w.res.kind, objs)
+// replace makes all the complete state.
+func (w *watcher) replace(ctx context.Context, all []change, version string) {
+	w.onlyBroken(w.res.name, all)
+	w.target.replace(ctx, all)
 	w.version = version
-	w.synced(w.res.kind)
+	w.synced(w.res.name)
 }
 
 // errSilent is the end of a watch list whose initial events did not come to their end: a proxy that
@@ -202,27 +212,28 @@ func (w *watcher) follow(ctx context.Context, q url.Values, initial bool) error 
 	case ctx.Err() != nil && context.Cause(ctx) != nil:
 		err = context.Cause(ctx)
 	}
-	return fmt.Errorf("watch %s: %w", w.res.kind, err)
+	return fmt.Errorf("watch %s: %w", w.res.name, err)
 }
 
 // events sends the request and applies its events, as many at once as have been received.
 func (w *watcher) events(ctx context.Context, q url.Values, initial bool, patience *time.Timer) error {
-	resp, err := w.api.get(ctx, w.res.path, q, acceptStream)
+	f := w.res.forms[w.form]
+	resp, err := w.api.get(ctx, f.path, q, w.res.accept.stream)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	if !initial {
 		patience.Stop()
-		w.connected(w.res.kind)
+		w.connected(w.res.name)
 	}
-	in := newStream(resp, w.res.typ, &w.strings)
-	all := map[model.Key]model.Object{} // of the initial events
+	in := newStream(resp, f.decode, &w.strings)
+	all := map[string]change{} // of the initial events, by id
 	var b batch
 	for {
 		e, err := in.next()
 		if err != nil {
-			w.flush(&b)
+			w.flush(ctx, &b)
 			if initial && errors.Is(err, io.EOF) {
 				return errors.New("the server ended the watch within the initial events")
 			}
@@ -230,104 +241,86 @@ func (w *watcher) events(ctx context.Context, q url.Values, initial bool, patien
 		}
 		switch {
 		case e.typ == failure:
-			w.flush(&b)
+			w.flush(ctx, &b)
 			return e.status
 		case initial:
 			patience.Reset(initialTime)
 			if done := w.first(all, e); done {
 				initial = false
 				patience.Stop()
-				w.replace(slices.Collect(maps.Values(all)), e.item.Meta.ResourceVersion)
-				w.connected(w.res.kind)
+				w.replace(ctx, slices.Collect(maps.Values(all)), e.item.version)
+				w.connected(w.res.name)
 				all = nil
 			}
 		default:
 			w.add(&b, e)
 			if !in.ready() || len(b.order) >= pageSize {
-				w.flush(&b)
+				w.flush(ctx, &b)
 			}
 		}
 	}
 }
 
 // first takes an initial event and reports whether it was the mark of their end.
-func (w *watcher) first(all map[model.Key]model.Object, e event) bool {
+func (w *watcher) first(all map[string]change, e event) bool {
 	switch e.typ {
 	case bookmark:
-		return e.item.Meta.Annotations[k8s.AnnInitialEnd] == "true"
+		return e.item.end
 	case deleted:
-		delete(all, w.key(e.item))
+		delete(all, e.item.id)
 	case added, modified:
-		w.check(e.item)
-		if e.item.Object != nil {
-			all[e.item.Object.Key()] = e.item.Object
-		}
+		all[e.item.id] = w.take(e.item)
 	}
 	return false
 }
 
-// batch is what events have changed: the last word on each key.
+// batch is what events have changed: the last word on each object.
 type batch struct {
-	objs    map[model.Key]model.Object // nil: deleted
-	order   []model.Key
+	changes map[string]change
+	order   []string
 	version string
-}
-
-// key returns the key of an event's object, even if no more than its metadata was understood.
-func (w *watcher) key(i k8s.Item) model.Key {
-	if i.Object != nil {
-		return i.Object.Key()
-	}
-	return model.Key{Kind: w.res.kind, Name: nameOf(i.Meta)}
 }
 
 // add puts an event into the batch.
 func (w *watcher) add(b *batch, e event) {
-	if v := e.item.Meta.ResourceVersion; v != "" {
-		b.version = v
+	if e.item.version != "" {
+		b.version = e.item.version
 	}
-	var o model.Object
+	var c change
 	switch e.typ {
 	case added, modified:
-		w.check(e.item)
-		if o = e.item.Object; o == nil {
-			return // the last version that was understood stays
-		}
+		c = w.take(e.item)
 	case deleted:
-		w.understood(k8s.Item{Type: e.item.Type, Meta: e.item.Meta})
+		w.understood(w.res.name, item{name: e.item.name})
+		c = change{item: item{id: e.item.id, ref: e.item.ref}, gone: true}
 	default:
 		return
 	}
-	k := w.key(e.item)
-	if b.objs == nil {
-		b.objs = map[model.Key]model.Object{}
+	if b.changes == nil {
+		b.changes = map[string]change{}
 	}
-	if _, known := b.objs[k]; !known {
-		b.order = append(b.order, k)
+	_, known := b.changes[c.id]
+	if known && c.refused() {
+		return // the last version that was understood counts
 	}
-	b.objs[k] = o
+	if !known {
+		b.order = append(b.order, c.id)
+	}
+	b.changes[c.id] = c
 }
 
-// flush writes the batch to the store and empties it.
-func (w *watcher) flush(b *batch) {
-	var put []model.Object
-	var gone []model.Key
-	for _, k := range b.order {
-		if o := b.objs[k]; o != nil {
-			put = append(put, o)
-		} else {
-			gone = append(gone, k)
+// flush hands the batch on and empties it.
+func (w *watcher) flush(ctx context.Context, b *batch) {
+	if len(b.order) > 0 {
+		some := make([]change, 0, len(b.order))
+		for _, id := range b.order {
+			some = append(some, b.changes[id])
 		}
-	}
-	if len(put) > 0 {
-		w.w.Upsert(put...)
-	}
-	if len(gone) > 0 {
-		w.w.Delete(gone...)
+		w.target.apply(ctx, some)
 	}
 	if b.version != "" {
 		w.version = b.version
 	}
-	clear(b.objs)
+	clear(b.changes)
 	b.order, b.version = b.order[:0], ""
 }
