@@ -128,6 +128,16 @@ func (l *Lab) checkObject(o *objects.Object, notes map[objects.Ref][]string) err
 				r, strings.Join(l.NodeNames(), ", "))
 		}
 	default:
+		is, refused, problem := objects.Policy(o)
+		switch {
+		case refused:
+			return problem
+		case problem != nil:
+			notes[r] = []string{problem.Error() + " (what is wrong fails closed)"}
+		}
+		if is {
+			return nil
+		}
 		notes[r] = []string{fmt.Sprintf("%s: stored for the agents, but this version of weft does nothing with objects of kind %s", r, kind)}
 	}
 	return nil

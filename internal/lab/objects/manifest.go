@@ -2,6 +2,7 @@ package objects
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
+
+	"weft/internal/convert/language"
+	"weft/internal/convert/object"
 )
 
 // ReadManifests reads objects from files and directories (their *.yaml, *.yml and
@@ -135,15 +139,18 @@ func checkMeta(o *Object) error {
 	return nil
 }
 
-// ClusterScoped reports whether objects of the kind have no namespace. Of kinds that
-// the lab does not know, the name tells.
-func ClusterScoped(kind string) bool {
+// clusterScoped reports whether an object has no namespace. Of kinds that the lab does not know, the name tells.
+func clusterScoped(o *Object) bool {
+	if k, ok := policyKind(o); ok {
+		return !k.Namespaced
+	}
 	known := []string{
 		"Node", "Namespace", "PersistentVolume", "StorageClass", "IngressClass", "GatewayClass", "PriorityClass",
 		"RuntimeClass", "CustomResourceDefinition", "APIService", "CSIDriver", "BGPPeer", "BGPConfiguration",
-		"IPPool", "FelixConfiguration", "Tier", "ServiceCIDR", "IPAddress", "ValidatingWebhookConfiguration",
-		"MutatingWebhookConfiguration", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy",
+		"IPPool", "FelixConfiguration", "ServiceCIDR", "IPAddress", "ValidatingWebhookConfiguration",
+		"MutatingWebhookConfiguration",
 	}
+	kind := o.GetKind()
 	return slices.Contains(known, kind) || strings.HasPrefix(kind, "Cluster") || strings.HasPrefix(kind, "Global") ||
 		strings.Contains(kind, "Clusterwide")
 }
@@ -151,9 +158,33 @@ func ClusterScoped(kind string) bool {
 // Settle gives the object the namespace that it is in.
 func Settle(o *Object, namespace string) {
 	switch {
-	case ClusterScoped(o.GetKind()):
+	case clusterScoped(o):
 		o.SetNamespace("")
 	case o.GetNamespace() == "":
 		o.SetNamespace(namespace)
 	}
+}
+
+// policyKind returns the object's kind if it is of a policy API.
+func policyKind(o *Object) (language.Kind, bool) {
+	group, version, found := strings.Cut(o.GetAPIVersion(), "/")
+	if !found {
+		return language.Kind{}, false
+	}
+	return language.Find(object.Type{Group: group, Version: version, Kind: o.GetKind()})
+}
+
+// Policy reports whether the object is of a policy API, and what is wrong with it, naming the field. If refused is set, nothing of
+// it could be used.
+func Policy(o *Object) (is, refused bool, problem error) {
+	k, is := policyKind(o)
+	if !is {
+		return false, false, nil
+	}
+	raw, err := json.Marshal(o.Object)
+	if err != nil {
+		return true, true, fmt.Errorf("%s: %w", RefOf(o), err)
+	}
+	r := k.Convert(raw)
+	return true, r.Refused(), r.Err
 }

@@ -122,3 +122,60 @@ func TestManifestErrors(t *testing.T) {
 		t.Errorf("%v, %v", objs, err)
 	}
 }
+
+// Policies of all languages are objects like others; kinds of one name in several groups do not overwrite each other.
+func TestPolicies(t *testing.T) {
+	s, err := New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	objs, err := ParseManifests("test", strings.NewReader(`
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a}
+spec: {podSelector: {}}
+---
+{apiVersion: projectcalico.org/v3, kind: NetworkPolicy, metadata: {name: a}, spec: {selector: all()}}
+---
+{apiVersion: crd.antrea.io/v1beta1, kind: Tier, metadata: {name: a, namespace: x}, spec: {priority: 20}}
+---
+{apiVersion: projectcalico.org/v3, kind: Tier, metadata: {name: a}, spec: {order: 20}}
+---
+{apiVersion: projectcalico.org/v3, kind: StagedGlobalNetworkPolicy, metadata: {name: a}, spec: {selector: all()}}
+---
+{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {name: a}, spec: {externalCIDRs: [10.0.0.0/8]}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, o := range objs {
+		Settle(o, "default")
+		names = append(names, RefOf(o).String())
+		is, refused, problem := Policy(o)
+		if !is || refused || problem != nil {
+			t.Errorf("%s: %v, %v, %v", RefOf(o), is, refused, problem)
+		}
+		if err := s.Put(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := "networkpolicy/default/a networkpolicy.projectcalico.org/default/a tier.crd.antrea.io/a tier.projectcalico.org/a " +
+		"stagedglobalnetworkpolicy.projectcalico.org/a ciliumcidrgroup.cilium.io/a"
+	if got := strings.Join(names, " "); got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+	if all, err := s.List(""); err != nil || len(all) != len(objs) {
+		t.Errorf("%d objects, %v", len(all), err)
+	}
+	bad := objs[0].DeepCopy()
+	bad.Object["spec"] = map[string]any{"podSelector": 7}
+	is, refused, problem := Policy(bad)
+	if !is || !refused {
+		t.Errorf("%v, %v", is, refused)
+	}
+	wantError(t, problem, "NetworkPolicy.networking.k8s.io default/a", "spec.podSelector")
+	if is, _, _ := Policy(&Object{Object: map[string]any{"apiVersion": "v1", "kind": "Pod"}}); is {
+		t.Error("a pod is a policy")
+	}
+}

@@ -29,6 +29,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
+
+	"weft/internal/convert/language"
 )
 
 // Object is any Kubernetes object.
@@ -66,18 +68,33 @@ func New(dir string) (*Store, error) {
 	return &Store{dir: dir, cache: map[string]cached{}}, nil
 }
 
-// Ref names an object: "pod/default/web", "node/node1".
-type Ref struct{ Kind, Namespace, Name string }
+// Ref names an object: "pod/default/web", "node/node1", "tier.projectcalico.org/ops".
+type Ref struct {
+	Kind, Namespace, Name string
+	// Group is the API group of a policy, of which several have kinds of one name; "" for everything else.
+	Group string
+}
 
 // RefOf names the object.
-func RefOf(o *Object) Ref { return Ref{o.GetKind(), o.GetNamespace(), o.GetName()} }
+func RefOf(o *Object) Ref {
+	r := Ref{Kind: o.GetKind(), Namespace: o.GetNamespace(), Name: o.GetName()}
+	if k, ok := policyKind(o); ok && k.Language != language.Kubernetes {
+		r.Group = k.Type.Group
+	}
+	return r
+}
+
+// kind is the kind in lower case, with the group if that belongs to it.
+func (r Ref) kind() string {
+	return strings.TrimSuffix(strings.ToLower(r.Kind)+"."+r.Group, ".")
+}
 
 // String returns "kind/namespace/name", or "kind/name" without a namespace; the kind in lower case.
 func (r Ref) String() string {
 	if r.Namespace == "" {
-		return strings.ToLower(r.Kind) + "/" + r.Name
+		return r.kind() + "/" + r.Name
 	}
-	return strings.ToLower(r.Kind) + "/" + r.Namespace + "/" + r.Name
+	return r.kind() + "/" + r.Namespace + "/" + r.Name
 }
 
 // Path is the store's directory.
@@ -91,7 +108,7 @@ func Dir(store string) string { return filepath.Join(store, objectsDir) }
 
 // file is the object's path. Names have no "_" in Kubernetes.
 func (s *Store) file(r Ref) string {
-	return filepath.Join(s.dir, objectsDir, strings.ToLower(r.Kind)+"_"+r.Namespace+"_"+r.Name+".yaml")
+	return filepath.Join(s.dir, objectsDir, r.kind()+"_"+r.Namespace+"_"+r.Name+".yaml")
 }
 
 // Locked runs f while nobody else changes objects.
@@ -208,8 +225,8 @@ func (s *Store) List(kind string) ([]*Object, error) {
 	s.cache = next
 	slices.SortFunc(out, func(a, b *Object) int {
 		return slices.Compare(
-			[]string{a.GetKind(), a.GetNamespace(), a.GetName()},
-			[]string{b.GetKind(), b.GetNamespace(), b.GetName()})
+			[]string{a.GetKind(), a.GetNamespace(), a.GetName(), a.GetAPIVersion()},
+			[]string{b.GetKind(), b.GetNamespace(), b.GetName(), b.GetAPIVersion()})
 	})
 	return out, nil
 }

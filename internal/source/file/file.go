@@ -1,7 +1,7 @@
 // Package file is the source that reads the cluster's objects from a directory of Kubernetes YAML.
 //
-// It serves the lab, nodes without an API server, and tests: the same objects that kubectl would apply,
-// in *.yaml, *.yml and *.json files, seen within milliseconds of a change. It is not a
+// It serves the lab, nodes without an API server, and tests: the same objects that kubectl would apply, policies of every
+// language among them, in *.yaml, *.yml and *.json files, seen within milliseconds of a change. It is not a
 // client of anything and does not look into subdirectories. It does not pick the pods of a node;
 // every object of the directory goes to the store.
 package file
@@ -23,7 +23,6 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
-	"weft/internal/convert/k8s"
 	"weft/internal/model"
 )
 
@@ -36,6 +35,8 @@ const (
 // Writer is where objects go.
 type Writer interface {
 	Replace(kind model.Kind, objs []model.Object)
+	// Refuse keeps an object that is not used, so that it is shown with the reason.
+	Refuse(o model.Object, problem error)
 }
 
 // Source watches one directory. What it knows outlives a Run: the last good version of a file that
@@ -47,6 +48,7 @@ type Source struct {
 	report   func(what, action string)
 	log      *slog.Logger
 	files    map[string]*content // by name; nil before the first scan
+	stands   map[model.Key]bool  // what stands for policies that were refused
 
 	mu   sync.Mutex
 	told []string // guarded by mu: the problems that exist, all of them reported
@@ -55,8 +57,9 @@ type Source struct {
 // content is one file as it was last read.
 type content struct {
 	raw    []byte
-	docs   []k8s.Document
+	docs   []document
 	good   map[model.Key]entry // what the file says, with former versions in place of what is wrong now
+	refuse []document          // policies that have no former version either
 	broken bool                // a document of it gave no object
 }
 
@@ -67,6 +70,7 @@ var errTwice = errors.New("already")
 type entry struct {
 	obj  model.Object
 	line int
+	doc  string // name of the document; one may have become several objects
 }
 
 // New returns a source; it reads nothing. Complete is called after the first scan of each Run. Report, which may be nil, is told
@@ -161,6 +165,7 @@ func (s *Source) scan() error {
 		}
 	}
 	s.files = next
+	s.refuse(names)
 	s.tell(append(problems, clashes...))
 	return nil
 }
@@ -172,6 +177,38 @@ func (s *Source) has(k model.Kind) bool {
 			if key.Kind == k {
 				return true
 			}
+		}
+	}
+	for key := range s.stands {
+		if key.Kind == k {
+			return true
+		}
+	}
+	return false
+}
+
+// refuse shows the policies of which nothing is used.
+func (s *Source) refuse(names []string) {
+	s.stands = map[model.Key]bool{}
+	for _, name := range names {
+		c := s.files[name]
+		if c == nil {
+			continue
+		}
+		for _, d := range c.refuse {
+			if k := d.stand.Key(); !s.stands[k] && !s.good(k) {
+				s.stands[k] = true
+				s.w.Refuse(d.stand, d.err)
+			}
+		}
+	}
+}
+
+// good reports whether a file has the object.
+func (s *Source) good(k model.Key) bool {
+	for _, c := range s.files {
+		if _, ok := c.good[k]; ok {
+			return true
 		}
 	}
 	return false
@@ -216,29 +253,26 @@ func (s *Source) read(name string, old *content) (*content, error) {
 }
 
 // parse converts a file. Of what is wrong, the former version stays: an object that was read with an error, and,
-// if a document gave no object at all, every object that the file had and has no more.
+// if a document gave no object at all, every object that the file had and has no more. A policy of which some is understood counts as
+// it is: what is not, fails closed.
 func parse(raw []byte, old *content) *content {
-	c := &content{raw: raw, docs: k8s.Documents(raw), good: map[model.Key]entry{}}
+	c := &content{raw: raw, docs: documents(raw), good: map[model.Key]entry{}}
 	former := map[model.Key]entry{}
 	if old != nil {
 		former = old.good
 	}
 	c.broken = len(raw) == 0 && len(former) > 0 // being written
-	for i, d := range c.docs {
-		if d.Object == nil {
-			c.broken = c.broken || !errors.Is(d.Err, k8s.ErrUnsupported)
-			continue
+	for i := range c.docs {
+		d := &c.docs[i]
+		switch {
+		case len(d.objs) > 0:
+			c.take(d, former)
+		case d.err == nil || d.unknown(): // it stands for nothing
+		case d.stand == nil:
+			c.broken = true
+		case !c.keep(d, former):
+			c.refuse = append(c.refuse, *d)
 		}
-		e := entry{d.Object, d.Line}
-		k := d.Object.Key()
-		if was, ok := former[k]; ok && d.Err != nil {
-			e = was
-		}
-		if first, twice := c.good[k]; twice {
-			c.docs[i].Err = fmt.Errorf("%s is in line %d %w", d.Name(), first.line, errTwice)
-			continue
-		}
-		c.good[k] = e
 	}
 	if c.broken {
 		for k, e := range former {
@@ -248,6 +282,32 @@ func parse(raw []byte, old *content) *content {
 		}
 	}
 	return c
+}
+
+// take adds a document's objects.
+func (c *content) take(d *document, former map[model.Key]entry) {
+	if first, twice := c.good[d.objs[0].Key()]; twice {
+		d.err = fmt.Errorf("%s is in line %d %w", d.name, first.line, errTwice)
+		return
+	}
+	for _, o := range d.objs {
+		e := entry{o, d.line, d.name}
+		if was, ok := former[o.Key()]; ok && d.err != nil && !d.policy {
+			e = was
+		}
+		c.good[o.Key()] = e
+	}
+}
+
+// keep puts the former version of a document in its place, and reports whether there is one.
+func (c *content) keep(d *document, former map[model.Key]entry) bool {
+	found := false
+	for k, e := range former {
+		if e.doc == d.name {
+			c.good[k], found = e, true
+		}
+	}
+	return found
 }
 
 // problem is something to tell the operator.
@@ -260,17 +320,9 @@ func (c *content) problems(name string) []problem {
 		out = append(out, problem{name + ": the file is empty", "its last version is used; remove the file to remove its objects"})
 	}
 	for _, d := range c.docs {
-		if d.Err == nil {
-			continue
+		if d.err != nil {
+			out = append(out, problem{fmt.Sprintf("%s:%d: %v", name, d.line, d.err), d.action()})
 		}
-		action := "its last version is used, if there was one"
-		switch {
-		case errors.Is(d.Err, k8s.ErrUnsupported):
-			action = "ignored"
-		case errors.Is(d.Err, errTwice):
-			action = "the first one is used"
-		}
-		out = append(out, problem{fmt.Sprintf("%s:%d: %v", name, d.Line, d.Err), action})
 	}
 	return out
 }

@@ -35,6 +35,13 @@ func (s *sink) note(f func()) {
 
 func (s *sink) Replace(kind model.Kind, objs []model.Object) { s.note(func() { s.rows[kind] = objs }) }
 
+func (s *sink) Refuse(o model.Object, problem error) {
+	s.note(func() {
+		s.rows[o.Key().Kind] = append(s.rows[o.Key().Kind], o)
+		s.reports = append(s.reports, "refused: "+problem.Error())
+	})
+}
+
 func (s *sink) report(what, action string) {
 	s.note(func() { s.reports = append(s.reports, what+" ("+action+")") })
 }
@@ -297,4 +304,89 @@ func TestDirectoryGone(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+const cnp = `apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: a}
+specs:
+- endpointSelector: {}
+  ingress: [{fromEntities: [world]}]
+- endpointSelector: {}
+  ingress: [{fromEntities: [cluster]}]
+`
+
+// TestPoliciesOfEveryLanguage: all kinds of a directory are read, several objects a file.
+func TestPoliciesOfEveryLanguage(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a, namespace: x}
+spec: {podSelector: {}}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: a}
+spec: {tier: Admin, priority: 1, subject: {namespaces: {}}}
+---
+apiVersion: projectcalico.org/v3
+kind: NetworkPolicy
+metadata: {name: a, namespace: x}
+spec: {selector: all()}
+---
+apiVersion: crd.antrea.io/v1beta1
+kind: Tier
+metadata: {name: ops}
+spec: {priority: 20}
+---
+apiVersion: networking.k8s.aws/v1alpha1
+kind: ApplicationNetworkPolicy
+metadata: {name: a, namespace: x}
+spec: {podSelector: {}, policyTypes: [Egress]}
+---
+apiVersion: networking.gke.io/v1alpha1
+kind: FQDNNetworkPolicy
+metadata: {name: a, namespace: x}
+spec: {podSelector: {}, egress: []}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicyList
+items:
+- metadata: {name: b, namespace: x}
+- {metadata: {name: c, namespace: x}, spec: {podSelector: {matchLabels: {a: b}}}}
+---
+`+cnp)
+	s := start(t, dir)
+	s.await(t, "policies/cilium.io/CiliumNetworkPolicy/default/a policies/cilium.io/CiliumNetworkPolicy/default/a/1 "+
+		"policies/networking.gke.io/FQDNNetworkPolicy/x/a policies/networking.k8s.aws/ApplicationNetworkPolicy/x/a "+
+		"policies/networking.k8s.io/NetworkPolicy/x/a policies/networking.k8s.io/NetworkPolicy/x/b policies/networking.k8s.io/NetworkPolicy/x/c "+
+		"policies/policy.networking.k8s.io/ClusterNetworkPolicy//a policies/projectcalico.org/NetworkPolicy/x/a tiers/antrea/ops")
+	if len(s.reports) > 0 {
+		t.Errorf("reported %q", s.reports)
+	}
+	remove(t, filepath.Join(dir, "a.yaml"))
+	s.await(t, "")
+}
+
+// TestBrokenPolicies: what is wrong is shown and hurts nothing else; a former version stays with all its parts.
+func TestBrokenPolicies(t *testing.T) {
+	const broken = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: b}\nspec: {podSelector: 7}\n"
+	dir := t.TempDir()
+	write(t, dir, "a.yaml", broken+"---\n"+node("n1", "10.244.1.0/24")+"---\n"+cnp)
+	s := start(t, dir)
+	const others = "nodes/n1=10.244.1.0/24 policies/cilium.io/CiliumNetworkPolicy/default/a policies/cilium.io/CiliumNetworkPolicy/default/a/1"
+	const shown = others + " policies/networking.k8s.io/NetworkPolicy/default/b" // what was refused is in the sink, too
+	s.await(t, shown)
+	s.awaitReport(t, "refused: NetworkPolicy.networking.k8s.io default/b: spec.podSelector")
+	s.awaitReport(t, "a.yaml:1: NetworkPolicy.networking.k8s.io default/b: spec.podSelector")
+
+	write(t, dir, "a.yaml", broken+"---\n"+strings.Replace(cnp, "endpointSelector: {}", "endpointSelector: 7", 2))
+	s.awaitReport(t, "CiliumNetworkPolicy.cilium.io default/a: ")
+	s.until(t, "no node", func() bool { return !strings.Contains(s.state(), "nodes/") })
+	if s.state() != strings.TrimPrefix(shown, "nodes/n1=10.244.1.0/24 ") {
+		t.Errorf("have %s", s.state())
+	}
+	write(t, dir, "a.yaml", strings.Replace(broken, "podSelector: 7", "ingress: [{from: [{ipBlock: {cidr: x}}]}]", 1))
+	s.awaitReport(t, "spec.ingress[0].from[0].ipBlock")
+	s.awaitReport(t, "(used without what was not understood)")
 }
