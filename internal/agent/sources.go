@@ -17,9 +17,11 @@ import (
 
 	"weft/internal/compile/route"
 	"weft/internal/convert/ipmasq"
+	"weft/internal/convert/language"
 	"weft/internal/datapath/linux"
 	"weft/internal/mesh"
 	"weft/internal/model"
+	"weft/internal/plan"
 	"weft/internal/source/cache"
 	"weft/internal/source/cni"
 	"weft/internal/source/file"
@@ -27,7 +29,7 @@ import (
 	"weft/internal/store"
 )
 
-// watched are the kinds that come from the cluster. Services and EndpointSlices are watched once something uses them.
+// watched are the kinds that come from the cluster in any case. What else there is, is watched once a policy needs it.
 func watched() []model.Kind { return []model.Kind{model.KindNode, model.KindPod} }
 
 // startSources starts everything that writes intent.
@@ -156,7 +158,7 @@ func (a *Agent) startCluster() error {
 	live := a.store.Writer(a.cfg.Source.Type)
 	last := a.store.Writer(store.CacheSource)
 	defer last.Complete() // what is on disk is in at once
-	cached := cache.New(a.cfg.Paths.State, last, a.log)
+	cached := cache.New(a.cfg.Paths.State, a.cfg.NodeName, a.unlessDisabled(last), a.log)
 	if err := cached.Restore(); err != nil {
 		a.incidents.add(fmt.Sprintf("last known objects: %v", err), "ignored: waiting for the "+a.cfg.Source.Type+" source")
 	}
@@ -166,7 +168,7 @@ func (a *Agent) startCluster() error {
 	}
 	a.group.Go("cache", func(ctx context.Context) error { return cached.Keep(ctx, a.store.Snapshot, a.store.WatchKind) })
 	if a.cfg.Source.Type == "file" {
-		src := file.New(a.cfg.Source.Dir, live, complete, a.incidents.add, a.log)
+		src := file.New(a.cfg.Source.Dir, a.unlessDisabled(live), complete, a.incidents.add, a.log)
 		a.cluster = cluster{problems: src.Problems}
 		a.group.Go("source file", src.Run)
 		return nil
@@ -175,14 +177,89 @@ func (a *Agent) startCluster() error {
 	if err != nil {
 		return err
 	}
-	src, err := kube.New(rc, kube.Options{Node: a.cfg.NodeName, Kinds: watched(), Report: a.incidents.add}, live, complete, a.log)
+	o := kube.Options{Node: a.cfg.NodeName, Kinds: watched(), Report: a.incidents.add}
+	if !a.cfg.Policy.Disabled {
+		o.Policy = &kube.Policy{Writer: a.policyWriter, Languages: a.cfg.Policy.Languages, Realized: a.realized}
+	}
+	src, err := kube.New(rc, o, live, complete, a.log)
 	if err != nil {
 		return err
 	}
 	a.cni.PodByName = src.PodByName
 	a.cluster = cluster{problems: src.Problems, away: func() bool { return src.Away() && cached.Serving() }}
 	a.group.Go("source kube", src.Run)
+	a.group.Go("services", func(ctx context.Context) error { return a.tellTranslated(ctx, src.SetServices) })
 	return nil
+}
+
+// policyWriter is the writer of one watch of the kube source, which waits for it itself.
+func (a *Agent) policyWriter(watch string) kube.PolicyWriter {
+	w := a.store.Writer(a.cfg.Source.Type + "/" + watch)
+	w.Complete()
+	return w
+}
+
+// realized waits until the policies that the store holds now are in force on this node.
+func (a *Agent) realized(ctx context.Context) error {
+	if err := a.store.Settled(ctx); err != nil {
+		return err
+	}
+	kinds := []plan.Kind{plan.KindIdentity, plan.KindPeerSet, plan.KindPolicySet, plan.KindAddress, plan.KindVIP, plan.KindGuard}
+	for {
+		todo, changed := a.store.Todo(func(*store.Row) bool { return true })
+		if !slices.ContainsFunc(todo, func(r *store.Row) bool { return slices.Contains(kinds, r.Row.Key().Kind) }) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// tellTranslated tells whether somebody else translates services' addresses on this host.
+func (a *Agent) tellTranslated(ctx context.Context, tell func(bool)) error {
+	for {
+		changed := a.store.WatchKind(model.KindFeature)
+		f := model.Get[*model.Feature](a.store.Snapshot(), model.Key{Kind: model.KindFeature, Name: route.KubeProxy})
+		tell(f != nil && f.State == "active")
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// unlessDisabled is the writer without policies where the configuration wants none to be enforced.
+func (a *Agent) unlessDisabled(w *store.Writer) policyFilter {
+	return policyFilter{w, a.cfg.Policy.Disabled}
+}
+
+// policyFilter is a writer that may leave out policies.
+type policyFilter struct {
+	*store.Writer
+	off bool
+}
+
+// drops reports whether objects of the kind are left out.
+func (f policyFilter) drops(k model.Kind) bool { return f.off && slices.Contains(language.Models(), k) }
+
+func (f policyFilter) Upsert(objs ...model.Object) {
+	f.Writer.Upsert(slices.DeleteFunc(objs, func(o model.Object) bool { return f.drops(o.Key().Kind) })...)
+}
+
+func (f policyFilter) Replace(kind model.Kind, objs []model.Object) {
+	if !f.drops(kind) {
+		f.Writer.Replace(kind, objs)
+	}
+}
+
+func (f policyFilter) Refuse(o model.Object, problem error) {
+	if !f.drops(o.Key().Kind) {
+		f.Writer.Refuse(o, problem)
+	}
 }
 
 // startCNI opens the journal and puts the endpoints of an earlier agent back.
