@@ -3,8 +3,6 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -23,7 +21,8 @@ type holder struct {
 	node    *model.Node  // nil of a pod
 	addrs   []netip.Addr // those that rows of this holder are for
 	classes map[netip.Addr]*class
-	local   *local // of a pod of this node, nil while it has no endpoint
+	view    selector.Labels // nil: to be made again
+	local   *local          // of a pod of this node, nil while it has no endpoint
 }
 
 // local is an endpoint of this node, which is under policy: a pod's interface, or the node itself.
@@ -59,15 +58,18 @@ func unique(key string) bool {
 	return strings.HasPrefix(key, selector.Port) || strings.HasPrefix(key, selector.Service)
 }
 
+// labels are what selectors see of a holder. They are made again when something that they are made of has changed: see refresh.
 func (h *holder) labels(s model.Snapshot, node string) selector.Labels {
-	if h.pod != nil {
-		return model.LabelsOf(s, h.pod)
+	switch {
+	case h.view != nil:
+	case h.pod != nil:
+		h.view = model.LabelsOf(s, h.pod)
+	case h.node.Name == node:
+		h.view = model.NodeLabels{Node: h.node, Kind: selector.KindHost}
+	default:
+		h.view = model.NodeLabels{Node: h.node, Kind: selector.KindRemoteNode}
 	}
-	kind := selector.KindRemoteNode
-	if h.node.Name == node {
-		kind = selector.KindHost
-	}
-	return model.NodeLabels{Node: h.node, Kind: kind}
+	return h.view
 }
 
 func (e *Engine) takePod(k model.Key) {
@@ -318,30 +320,35 @@ func (e *Engine) classify(h *holder) {
 
 // base is what distinguishes the holder's addresses from others, but for what each address has of its own.
 func (h *holder) base(e *Engine, labels selector.Labels) string {
-	var b strings.Builder
-	own := map[string]string{}
+	b := make([]byte, 0, 128)
+	own := map[string]string(nil)
 	if h.pod != nil {
-		fmt.Fprintf(&b, "pod ns=%s sa=%s", h.pod.Namespace, h.pod.Account)
+		b = append(append(append(append(b, "pod ns="...), h.pod.Namespace...), " sa="...), h.pod.Account...)
 		own = h.pod.Labels
 	} else {
 		kind, _ := labels.Get(selector.Kind)
-		fmt.Fprintf(&b, "%s %s", kind, h.node.Name)
+		b = append(append(append(b, kind...), ' '), h.node.Name...)
 		own = h.node.Labels
 	}
-	for _, k := range slices.Sorted(maps.Keys(own)) {
+	keys := e.keys[:0]
+	for k := range own {
 		if !unique(k) || e.special[k] > 0 {
-			fmt.Fprintf(&b, " %s=%q", k, own[k])
+			keys = append(keys, k)
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(e.special)) {
-		if _, mine := own[k]; mine || strings.HasPrefix(k, selector.Service) {
-			continue
+	for k := range e.special {
+		if _, mine := own[k]; !mine && !strings.HasPrefix(k, selector.Service) {
+			keys = append(keys, k)
 		}
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
 		if v, ok := labels.Get(k); ok {
-			fmt.Fprintf(&b, " %s=%q", k, v)
+			b = strconv.AppendQuote(append(append(append(b, ' '), k...), '='), v)
 		}
 	}
-	return b.String()
+	e.keys = keys
+	return string(b)
 }
 
 // servicesOf returns the services that an address is a backend of, as far as policies ask.

@@ -48,6 +48,8 @@ type Engine struct {
 	services map[model.Key][]netip.Addr // addresses of services
 	foreign  bool                       // somebody else translates services
 
+	keys []string // of base, to be used again
+
 	// Of one Update.
 	snap  model.Snapshot
 	dirty map[model.Key]bool // owners whose rows may differ
@@ -220,6 +222,7 @@ func (t *todo) any() bool {
 // refresh is for a holder whose labels may have changed.
 func (e *Engine) refresh(h *holder) {
 	e.todo.holders[h] = true
+	h.view = nil
 	for _, c := range h.classes {
 		e.todo.classes[c] = true // its namespace's labels are not in its name
 	}
