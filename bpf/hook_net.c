@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /* The programs on the underlay's device. */
 #include "lib/deliver.h"
+#include "lib/refuse.h"
 #include "lib/track.h"
 #include "lib/tunnel.h"
 
 /* receive_tunnelled delivers what tunnel_peek has parsed, or leaves the packet as it is to the VXLAN device. */
-static __always_inline int receive_tunnelled(struct __sk_buff *skb, const struct weft_settings *s,
-					     const struct weft_packet *outer, const struct weft_packet *inner)
+static __always_inline int receive_tunnelled(struct __sk_buff *skb, const struct weft_settings *s, __be16 outer,
+					     const struct weft_packet *inner)
 {
 	const struct weft_local *local = get_local(&inner->dst);
 
@@ -14,6 +15,16 @@ static __always_inline int receive_tunnelled(struct __sk_buff *skb, const struct
 		return TCX_NEXT; /* a queue may have to cut it, which needs the device's decapsulation */
 	if (s->tracked && track_hit(skb, inner))
 		return TCX_NEXT;
+	if (unlikely(guarded(local))) {
+		struct weft_ask a = {};
+		int answer = police_received(skb, head(inner), local, &a);
+
+		if (answer ==
+		    WEFT_DENY_LOUD) /* from_overlay decides again: the stack can answer what is in no tunnel */
+			return TCX_NEXT;
+		if (answer != WEFT_ALLOW)
+			return refuse(skb, head(inner), &a, answer);
+	}
 	if (!tunnel_pop(skb, outer, inner->family))
 		return TCX_NEXT;
 	return deliver(skb, s, local, inner->family);
@@ -24,18 +35,23 @@ SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
 	const struct weft_settings *s = get_settings();
-	struct weft_packet p, inner;
 	const struct weft_local *local;
+	struct weft_packet p;
+	__be16 outer;
 
 	/* On a device that hears frames for others (promiscuous, flooded), those are not ours to deliver. */
-	if (!s || skb->vlan_present || skb->pkt_type != PACKET_HOST)
+	if (!s)
+		return TCX_NEXT;
+	unsign(skb, s);
+	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return TCX_NEXT;
 	if (!ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
 	if (p.proto == IPPROTO_UDP) {
-		switch (tunnel_peek(skb, s, &p, &inner)) {
+		outer = p.family;
+		switch (tunnel_peek(skb, s, &p)) {
 		case INNER_IP:
-			return receive_tunnelled(skb, s, &p, &inner);
+			return receive_tunnelled(skb, s, outer, &p);
 		case INNER_DEVICE:
 			return TCX_NEXT;
 		case INNER_DROP:
@@ -55,6 +71,13 @@ int from_net(struct __sk_buff *skb)
 	 * connection it makes a new one, and masquerades that. */
 	if (!get_remote(&p.src))
 		return verdict(WEFT_STACK, TCX_NEXT);
+	if (unlikely(guarded(local))) {
+		struct weft_ask a = {};
+		int answer = police_received(skb, head(&p), local, &a);
+
+		if (answer != WEFT_ALLOW)
+			return refuse(skb, head(&p), &a, answer);
+	}
 	return deliver(skb, s, local, p.family);
 }
 
@@ -63,11 +86,16 @@ SEC("tc")
 int to_net(struct __sk_buff *skb)
 {
 	const struct weft_settings *s = get_settings();
+	const struct weft_local *from;
 	struct weft_packet p;
+	int code;
 
-	if (!s || !track_wanted(skb, s) || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
+	if (!s || !from_stack(skb, s) || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
-	if (get_local(&p.src))
+	from = get_local(&p.src);
+	if (s->policed && !police_forwarded(skb, head(&p), from, &code))
+		return code;
+	if (s->tracked && from)
 		track_note(skb, &p);
 	return TCX_NEXT;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /* The programs on the VXLAN device. */
 #include "lib/deliver.h"
+#include "lib/refuse.h"
 #include "lib/track.h"
 #include "lib/tunnel.h"
 
@@ -16,6 +17,7 @@ int from_overlay(struct __sk_buff *skb)
 
 	if (!s)
 		return verdict(WEFT_DROP_SETTINGS, TCX_DROP);
+	unsign(skb, s);
 	if (!ip_tunnel_source(skb, &from, &vni) || vni != s->vni)
 		return verdict(WEFT_DROP_VNI, TCX_DROP);
 	if (!bpf_map_lookup_elem(&peers, &from))
@@ -29,6 +31,13 @@ int from_overlay(struct __sk_buff *skb)
 		return verdict(WEFT_STACK_TTL, TCX_NEXT);
 	if (s->tracked && track_hit(skb, &p))
 		return verdict(WEFT_STACK_TRACKED, TCX_NEXT);
+	if (unlikely(guarded(local))) {
+		struct weft_ask a = {};
+		int answer = police_received(skb, head(&p), local, &a);
+
+		if (answer != WEFT_ALLOW)
+			return refuse(skb, head(&p), &a, answer);
+	}
 	return deliver(skb, s, local, p.family);
 }
 
@@ -37,8 +46,10 @@ SEC("tc")
 int to_overlay(struct __sk_buff *skb)
 {
 	const struct weft_settings *s = get_settings();
+	const struct weft_local *from;
 	const struct weft_remote *to;
 	struct weft_packet p;
+	int code;
 
 	if (!s)
 		return verdict(WEFT_DROP_SETTINGS, TCX_DROP);
@@ -47,8 +58,13 @@ int to_overlay(struct __sk_buff *skb)
 	to = get_remote(&p.dst);
 	if (!to || !to->tunnel)
 		return verdict(WEFT_DROP_NO_REMOTE, TCX_DROP);
-	if (track_wanted(skb, s) && get_local(&p.src))
-		track_note(skb, &p);
+	if (from_stack(skb, s)) {
+		from = get_local(&p.src);
+		if (s->policed && !police_forwarded(skb, head(&p), from, &code))
+			return code;
+		if (s->tracked && from)
+			track_note(skb, &p);
+	}
 	p.eth->dst = to->mac;
 	p.eth->src = s->sender;
 	if (tunnel_push(skb, s, to, &p))

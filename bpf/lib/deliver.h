@@ -24,7 +24,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct weft_sett
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	if (to->shaped) {
-		track_sign(skb, s);
+		sign(skb, s);
 		return verdict(WEFT_LOCAL, bpf_redirect(to->ifindex, 0));
 	}
 	return verdict(WEFT_LOCAL, bpf_redirect_peer(to->ifindex, 0));

@@ -68,19 +68,33 @@ struct weft_udp {
 	__u16 check;
 };
 
-/* What the programs know of a packet. The pointers die with the next change of the packet's size. */
-struct weft_packet {
+/* What the programs know of a packet. */
+struct weft_header {
 	struct weft_addr src;
 	struct weft_addr dst;
-	struct weft_eth *eth;
-	void *ip;
-	__u32 l4;      /* offset of what follows the IP header in the packet */
+	__u32 l3;      /* offset of the IP header in the packet */
+	__u32 l4;      /* offset of what follows it */
 	__be16 family; /* ETH_P_IP or ETH_P_IPV6 in network byte order */
 	__u8 proto;    /* of what follows; an IPv6 extension header counts as a protocol */
 	__u8 ttl;
 	__u8 ecn;
 	bool fragment;
 };
+
+/*
+ * The same with pointers, that die with the next change of the packet's size. Functions that are verified on their
+ * own get the header alone: what they are handed, the verifier takes for changed.
+ */
+struct weft_packet {
+	struct weft_header;
+	struct weft_eth *eth;
+	void *ip;
+};
+
+static __always_inline const struct weft_header *head(const struct weft_packet *p)
+{
+	return (const struct weft_header *)p;
+}
 
 static __always_inline bool mac_equal(const struct weft_mac *a, const struct weft_mac *b)
 {
@@ -149,6 +163,7 @@ static __always_inline bool ip_parse(struct __sk_buff *skb, __be16 proto, __u32 
 	void *data;
 
 	p->family = proto;
+	p->l3 = off;
 	if (proto == bpf_htons(ETH_P_IP)) {
 		struct weft_ipv4 *ip;
 
@@ -191,6 +206,69 @@ static __always_inline bool ip_parse(struct __sk_buff *skb, __be16 proto, __u32 
 	}
 	p->eth = data;
 	return true;
+}
+
+/* A part of a datagram. */
+struct weft_fragment {
+	__u32 id;     /* of the datagram */
+	__u32 l4;     /* offset of what follows, which in the first part is the header of the protocol */
+	__u16 offset; /* 0 in the first part, in no unit in particular */
+	__u8 proto;
+};
+
+/* ip_fragment reads which part of a datagram p is, if p->fragment. False: the packet is shorter than its headers. */
+static __always_inline bool ip_fragment(struct __sk_buff *skb, const struct weft_header *p, struct weft_fragment *f)
+{
+	if (p->family == bpf_htons(ETH_P_IP)) {
+		__be16 word[2]; /* identification, and flags with the offset */
+
+		if (bpf_skb_load_bytes(skb, p->l3 + __builtin_offsetof(struct weft_ipv4, id), word, sizeof(word)))
+			return false;
+		f->id = word[0];
+		f->offset = word[1] & bpf_htons(0x1fff);
+		f->proto = p->proto;
+		f->l4 = p->l4;
+	} else {
+		__be16 word[4]; /* next header and nothing, offset and flags, identification (RFC 8200 §4.5) */
+
+		if (bpf_skb_load_bytes(skb, p->l4, word, sizeof(word)))
+			return false;
+		f->id = word[2] | (__u32)word[3] << 16;
+		f->offset = word[1] & bpf_htons(0xfff8);
+		f->proto = bpf_ntohs(word[0]) >> 8;
+		f->l4 = p->l4 + sizeof(word);
+	}
+	return true;
+}
+
+/*
+ * ip_quoted reads the IP header at off, in an ICMP error about it, without making it readable, which would move the
+ * packet. False: it is no IP header, or there are no ports behind it.
+ */
+static __always_inline bool ip_quoted(struct __sk_buff *skb, __be16 proto, __u32 off, struct weft_header *p)
+{
+	p->l3 = off;
+	if (proto == bpf_htons(ETH_P_IP)) {
+		struct weft_ipv4 ip;
+
+		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.ihl_version >> 4 != 4)
+			return false;
+		addr_map(&p->src, ip.src);
+		addr_map(&p->dst, ip.dst);
+		p->l4 = off + (ip.ihl_version & 15) * 4;
+		p->proto = ip.proto;
+		return !(ip.frag & bpf_htons(0x1fff));
+	} else {
+		struct weft_ipv6 ip;
+
+		if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version_tc >> 4 != 6)
+			return false;
+		p->src = ip.src;
+		p->dst = ip.dst;
+		p->l4 = off + sizeof(ip);
+		p->proto = ip.next;
+		return ip.next != NEXTHDR_FRAGMENT;
+	}
 }
 
 /*

@@ -14,18 +14,24 @@ typedef _Bool bool;
 typedef __u16 __be16; /* in network byte order */
 typedef __u32 __be32;
 
-#define true              1
-#define false             0
-#define NULL              ((void *)0)
+#define true               1
+#define false              0
+#define NULL               ((void *)0)
 
-#define SEC(name)         __attribute__((section(name), used))
-#define __uint(name, val) int(*name)[val]
-#define __type(name, val) typeof(val) *name
-#define __always_inline   inline __attribute__((always_inline))
-#define __noinline        __attribute__((noinline))
-#define __packed          __attribute__((packed, aligned(2)))
-#define likely(x)         __builtin_expect(!!(x), 1)
-#define unlikely(x)       __builtin_expect(!!(x), 0)
+#define SEC(name)          __attribute__((section(name), used))
+#define __uint(name, val)  int(*name)[val]
+#define __type(name, val)  typeof(val) *name
+#define __array(name, val) typeof(val) *name[]
+/* For a map in a map, whose types clang leaves incomplete unless they are an array's. */
+#define __inner(name, val) typeof(val)(*name)[1]
+#define __always_inline    inline __attribute__((always_inline))
+#define __noinline         __attribute__((noinline))
+/* A function that the verifier walks through once, and not with every state of every caller. Its pointers may be NULL.
+ */
+#define __global    __attribute__((noinline))
+#define __packed    __attribute__((packed, aligned(2)))
+#define likely(x)   __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
 #define bpf_htons(x) ((__be16)__builtin_bswap16((__u16)(x)))
@@ -44,13 +50,16 @@ typedef __u32 __be32;
 #define TCX_REDIRECT 7
 
 /* enum bpf_map_type, BPF_MAP_CREATE and BPF_MAP_UPDATE_ELEM flags */
-#define BPF_MAP_TYPE_HASH         1
-#define BPF_MAP_TYPE_ARRAY        2
-#define BPF_MAP_TYPE_PERCPU_ARRAY 6
-#define BPF_MAP_TYPE_LRU_HASH     9
-#define BPF_MAP_TYPE_LPM_TRIE     11
-#define BPF_F_NO_PREALLOC         (1U << 0)
-#define BPF_ANY                   0
+#define BPF_MAP_TYPE_HASH          1
+#define BPF_MAP_TYPE_ARRAY         2
+#define BPF_MAP_TYPE_PERCPU_HASH   5
+#define BPF_MAP_TYPE_PERCPU_ARRAY  6
+#define BPF_MAP_TYPE_LRU_HASH      9
+#define BPF_MAP_TYPE_LPM_TRIE      11
+#define BPF_MAP_TYPE_ARRAY_OF_MAPS 12
+#define BPF_MAP_TYPE_RINGBUF       27
+#define BPF_F_NO_PREALLOC          (1U << 0)
+#define BPF_ANY                    0
 
 /* struct __sk_buff, up to the last field that we read. */
 struct __sk_buff {
@@ -146,6 +155,7 @@ struct bpf_redir_neigh {
 /* Helpers by their number (enum bpf_func_id). */
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_skb_get_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key, __u32 size,
 				      __u64 flags) = (void *)20;
 static long (*bpf_skb_set_tunnel_key)(struct __sk_buff *skb, struct bpf_tunnel_key *key, __u32 size,
@@ -159,6 +169,10 @@ static __u32 (*bpf_get_hash_recalc)(struct __sk_buff *skb) = (void *)34;
 static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
 static long (*bpf_skb_adjust_room)(struct __sk_buff *skb, int len_diff, __u32 mode, __u64 flags) = (void *)50;
+static __u64 (*bpf_jiffies64)(void) = (void *)118;
+static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static long (*bpf_csum_level)(struct __sk_buff *skb, __u64 level) = (void *)135;
 static long (*bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) = (void *)152;
 static long (*bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
+static long (*bpf_loop)(__u32 times, void *callback, void *ctx, __u64 flags) = (void *)181;

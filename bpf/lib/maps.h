@@ -6,6 +6,25 @@
 #pragma once
 #include "ip.h"
 
+/*
+ * A table that grows is an array of one map, which the agent replaces by a larger one. grown is the map, or NULL before
+ * the agent has made it.
+ */
+static __always_inline void *grown(void *table)
+{
+	__u32 key = 0;
+
+	return bpf_map_lookup_elem(table, &key);
+}
+
+/* What policy says of a pod or of the node: numbers of the agent. */
+struct weft_guard {
+	__u32 identity;
+	__u32 ingress; /* set of rules; 0: everything is allowed */
+	__u32 egress;
+};
+#define WEFT_SET_CLOSED 0xffffffff /* everything is denied: the rules are not known yet */
+
 /* The constants of this node. An entry of an array can be changed while the programs run. */
 struct weft_settings {
 	struct weft_addr own[2]; /* underlay addresses by addr_index(), zero where there is none */
@@ -18,6 +37,12 @@ struct weft_settings {
 	struct weft_mac sender;  /* inner source in the tunnel; a VXLAN device drops its own MAC as a loop, and all have
 				    the same */
 	__u32 ready;             /* 1: written */
+	struct weft_guard host;  /* of the node itself */
+	__u32 second;            /* of ticks() */
+	__be16 probe;            /* UDP port on which the nodes measure paths */
+	__u16 policed;           /* 1: a pod of this node, or the node, has a set of rules */
+	__u16 keep;              /* 1: what was once allowed stays so */
+	__u16 pad;
 };
 
 struct {
@@ -32,6 +57,7 @@ struct weft_local {
 	__u32 ifindex; /* host side of its link */
 	struct weft_mac mac;
 	__u16 shaped; /* 1: deliver through the host side's queue */
+	struct weft_guard guard;
 };
 
 struct {
@@ -90,6 +116,12 @@ struct {
 	__type(key, struct weft_addr);
 	__type(value, __u32);
 } peers SEC(".maps");
+
+/* ticks is the time in 16 jiffies. It wraps after years. */
+static __always_inline __u32 ticks(void)
+{
+	return bpf_jiffies64() >> 4;
+}
 
 static __always_inline const struct weft_settings *get_settings(void)
 {

@@ -23,6 +23,11 @@ enum weft_reason {
 	WEFT_DROP_PEER,       /* VXLAN from an address that is no node's */
 	WEFT_DROP_NO_REMOTE,  /* the stack sent into the VXLAN device what no node has */
 	WEFT_DROP_SETTINGS,   /* the agent has not written the settings yet */
+	WEFT_DROP_POLICY,     /* a rule denies it */
+	WEFT_DROP_CLOSED,     /* the pod's rules are not known yet */
+	WEFT_DROP_FRAGMENT,   /* a part of a datagram whose first part, which has the ports, was not seen */
+	WEFT_DROP_UNDECIDED, /* translated and masqueraded before policy was asked: nobody knows any more whose it is */
+	WEFT_REJECT,         /* a rule rejects it: left to the stack, which tells the sender */
 	WEFT_REASONS,
 };
 

@@ -25,23 +25,37 @@ struct {
 
 /*
  * What a program redirects to a device passes that device's egress program, too, where it must not be taken for
- * the stack's. The traffic class index, which only qdiscs of old read, bears a sign until then.
+ * the stack's: it has been decided about. The traffic class index, which only qdiscs of old read, bears a sign until
+ * then.
  */
-#define TRACK_REDIRECTED 0x7765
+#define REDIRECTED 0x7765
 
-/* track_sign is for a packet that is about to be redirected to the egress of a device. */
-static __always_inline void track_sign(struct __sk_buff *skb, const struct weft_settings *s)
+/* watched says whether egress programs look at what the stack sends. */
+static __always_inline bool watched(const struct weft_settings *s)
 {
-	if (s->tracked)
-		skb->tc_index = TRACK_REDIRECTED;
+	return s->tracked | s->policed;
 }
 
-/* track_wanted says in an egress program whether the stack sent the packet, and flows are tracked. */
-static __always_inline bool track_wanted(struct __sk_buff *skb, const struct weft_settings *s)
+/* sign is for a packet that is about to be redirected to the egress of a device. */
+static __always_inline void sign(struct __sk_buff *skb, const struct weft_settings *s)
 {
-	if (!s->tracked)
+	if (watched(s))
+		skb->tc_index = REDIRECTED;
+}
+
+/* unsign takes off what is no sign of ours: a pod, or another node on this machine, may have put it there. */
+static __always_inline void unsign(struct __sk_buff *skb, const struct weft_settings *s)
+{
+	if (watched(s) && unlikely(skb->tc_index == REDIRECTED))
+		skb->tc_index = 0;
+}
+
+/* from_stack says in an egress program whether the stack sent the packet, and anybody wants to know. */
+static __always_inline bool from_stack(struct __sk_buff *skb, const struct weft_settings *s)
+{
+	if (!watched(s))
 		return false;
-	if (skb->tc_index != TRACK_REDIRECTED)
+	if (skb->tc_index != REDIRECTED)
 		return true;
 	skb->tc_index = 0;
 	return false;

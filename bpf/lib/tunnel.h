@@ -84,21 +84,21 @@ enum weft_inner {
 };
 
 /*
- * tunnel_peek looks through a VXLAN header without changing the packet. outer has been parsed and is a UDP datagram;
- * inner is filled where the result is INNER_IP.
+ * tunnel_peek looks through a VXLAN header without changing the packet. p has been parsed and is a UDP datagram; where
+ * the result is INNER_IP, it is the inner packet then, and where it is INNER_NONE as it was.
  */
 static __always_inline enum weft_inner tunnel_peek(struct __sk_buff *skb, const struct weft_settings *s,
-						   const struct weft_packet *outer, struct weft_packet *inner)
+						   struct weft_packet *p)
 {
-	__u32 iplen = ip_header_len(&outer->dst);
+	__u32 iplen = ip_header_len(&p->dst);
 	struct weft_tunnel *t;
 	void *data;
 
-	if (!s->overlay || outer->fragment) /* without tunnels of ours, VXLAN is somebody else's */
+	if (!s->overlay || p->fragment) /* without tunnels of ours, VXLAN is somebody else's */
 		return INNER_NONE;
-	if (!addr_equal(&outer->dst, &s->own[addr_index(&outer->dst)]))
+	if (!addr_equal(&p->dst, &s->own[addr_index(&p->dst)]))
 		return INNER_NONE;
-	if (outer->l4 != ETH_LEN + iplen)
+	if (p->l4 != ETH_LEN + iplen)
 		return INNER_NONE;
 	data = readable(skb, ETH_LEN + iplen + sizeof(*t));
 	if (!data)
@@ -112,23 +112,22 @@ static __always_inline enum weft_inner tunnel_peek(struct __sk_buff *skb, const 
 		count(WEFT_DROP_VNI);
 		return INNER_DROP;
 	}
-	if (!bpf_map_lookup_elem(&peers, &outer->src)) {
+	if (!bpf_map_lookup_elem(&peers, &p->src)) {
 		count(WEFT_DROP_PEER);
 		return INNER_DROP;
 	}
-	if (outer->ecn == 3 || !ip_parse(skb, t->eth.proto, ETH_LEN + iplen + sizeof(*t), inner))
+	if (p->ecn == 3 || !ip_parse(skb, t->eth.proto, ETH_LEN + iplen + sizeof(*t), p))
 		return INNER_DEVICE;
-	return gso_needs_device(skb, inner->proto) ? INNER_DEVICE : INNER_IP;
+	return gso_needs_device(skb, p->proto) ? INNER_DEVICE : INNER_IP;
 }
 
 /* tunnel_pop removes the outer headers that tunnel_peek has seen. False: nothing was done. */
-static __always_inline bool tunnel_pop(struct __sk_buff *skb, const struct weft_packet *outer, __be16 inner)
+static __always_inline bool tunnel_pop(struct __sk_buff *skb, __be16 outer, __be16 inner)
 {
-	int len = ip_header_len(&outer->dst) + sizeof(struct weft_tunnel);
+	int iplen = outer == bpf_htons(ETH_P_IP) ? sizeof(struct weft_ipv4) : sizeof(struct weft_ipv6);
 
-	if (bpf_skb_adjust_room(skb, -len, BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |
-					ip_pop_flags(outer->family, inner)))
+	if (bpf_skb_adjust_room(skb, -(iplen + (int)sizeof(struct weft_tunnel)), BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET | ip_pop_flags(outer, inner)))
 		return false;
 	/* The outer datagram was the first checksum that the device verified; the inner one is next. */
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);

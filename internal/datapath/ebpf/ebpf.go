@@ -1,8 +1,8 @@
-// Package ebpf makes the BPF maps and the programs on network devices equal to the plan: it applies the
-// rows of settings, hooks, remotes and locals. The programs are in bpf/; docs/design/datapath.md draws them.
+// Package ebpf makes the BPF maps and the programs on network devices equal to the plan: it applies the rows
+// that Kinds lists. The programs are in bpf/; docs/design/datapath.md draws them, docs/design/policy.md says how they decide.
 //
 // It does not make links, routes or rules (see datapath/linux), and it decides nothing: which prefix is reached
-// how is compiled. A dead agent leaves maps, programs and links pinned, and packets flow on.
+// how, and who may reach whom, is compiled. A dead agent leaves maps, programs and links pinned, and packets flow on.
 package ebpf
 
 import (
@@ -23,7 +23,7 @@ import (
 	"weft/internal/plan"
 )
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_slot -type weft_prefix -type weft_remote weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -nostdinc -I../../../bpf
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_slot -type weft_prefix -type weft_remote -type weft_guard -type weft_set -type weft_match -type weft_matched -type weft_rule -type weft_rules -type weft_list -type weft_block -type weft_bits -type weft_network -type weft_hits -type weft_name -type weft_pair -type weft_conn -type weft_denial -type weft_pace weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -fms-extensions -Wno-microsoft-anon-tag -nostdinc -I../../../bpf
 
 // Driver owns what is pinned below one directory of a bpffs, and the clsact filters named weft_*. Apply and Sweep are called from one goroutine; the other methods from any.
 //
@@ -46,11 +46,16 @@ type Driver struct {
 	remotes  *table[weftWeftPrefix, weftWeftRemote]
 	peers    *table[weftWeftAddr, uint32]
 
+	policy *policies
+
 	// What this process wrote, to find what a changed row no longer has. Sweep does that for earlier processes.
 	owner  map[netip.Addr]string       // the local whose address it is
 	addrs  map[string][]netip.Addr     // a local's addresses
 	via    map[netip.Prefix]netip.Addr // a remote's node
+	pods   map[string]local            // locals by device
 	filled bool
+	swept  bool      // all that is wanted is known
+	want   plan.View // of the Apply or Sweep that runs
 
 	apply sync.Mutex // held by whoever changes the kernel; taken before mu
 	mode  attacher   // guarded by apply
@@ -72,7 +77,7 @@ func WithClsact() Option { return func(d *Driver) { d.mode.clsact = true } }
 // none of this layout. dir is on a bpffs; one is mounted if it is not. Nothing is attached before Apply.
 func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	d := &Driver{
-		dir: dir, log: log,
+		dir: dir, log: log, pods: map[string]local{},
 		owner: map[netip.Addr]string{}, addrs: map[string][]netip.Addr{}, via: map[netip.Prefix]netip.Addr{},
 		features: map[string]*model.Feature{}, hooked: map[plan.Key]hooked{}, waiting: map[plan.Key]bool{},
 		wake: make(chan struct{}, 1),
@@ -83,7 +88,12 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	if err := ensureBPFFS(dir); err != nil {
 		return nil, err
 	}
-	if err := d.load(); err != nil {
+	spec, err := d.load()
+	if err != nil {
+		return nil, err
+	}
+	if d.policy, err = openPolicies(d, spec); err != nil {
+		_ = d.objs.Close()
 		return nil, err
 	}
 	d.mode.links = filepath.Join(dir, linksDir)
@@ -100,7 +110,15 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 }
 
 // Close releases the driver's descriptors. What is pinned stays, and packets flow on.
-func (d *Driver) Close() error { return d.objs.Close() }
+func (d *Driver) Close() error { return errors.Join(d.policy.close(), d.objs.Close()) }
+
+// Kinds are the kinds of rows that the driver applies, referents first.
+func Kinds() []plan.Kind {
+	return []plan.Kind{
+		plan.KindIdentity, plan.KindPeerSet, plan.KindPolicySet, plan.KindAddress, plan.KindVIP, plan.KindGuard,
+		plan.KindSettings, plan.KindHook, plan.KindRemote, plan.KindLocal,
+	}
+}
 
 // Apply implements the reconciler's Driver. The first call enters all that is wanted into the maps before
 // it touches a link, so that maps of a new layout are complete when packets begin to see them.
@@ -108,6 +126,7 @@ func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes
 	d.apply.Lock()
 	defer d.apply.Unlock()
 	defer d.applied()
+	d.want = want
 	res := plan.Results{}
 	if !d.filled && len(changed.Upsert) > 0 {
 		d.fill(want)
@@ -133,6 +152,9 @@ func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes
 		}
 		res[r.Key()] = d.remove(r)
 	}
+	if err := d.policy.raiseStale(); err != nil { // a set that was not raised lets its old flows live until it is
+		d.log.Error("live flows are not asked about again", "err", err)
+	}
 	return res
 }
 
@@ -151,9 +173,7 @@ func (d *Driver) applied() {
 
 // fill enters rows without attaching anything. Errors are told when the row's turn comes.
 func (d *Driver) fill(want plan.View) {
-	for r := range plan.All[*plan.Settings](want, plan.KindSettings) {
-		_ = d.putSettings(r)
-	}
+	d.fillPolicy(want)
 	for r := range plan.All[*plan.Remote](want, plan.KindRemote) {
 		_ = d.putRemote(r)
 	}
@@ -162,12 +182,15 @@ func (d *Driver) fill(want plan.View) {
 			_ = d.putLocal(r, index)
 		}
 	}
+	for r := range plan.All[*plan.Settings](want, plan.KindSettings) { // last: it says whether a pod is under policy
+		_ = d.putSettings(r)
+	}
 }
 
 func (d *Driver) upsert(r plan.Row) error {
 	switch r := r.(type) {
 	case *plan.Settings:
-		return d.putSettings(r)
+		return errors.Join(d.putSettings(r), d.guardAll())
 	case *plan.Remote:
 		return d.putRemote(r)
 	case *plan.Local:
@@ -189,7 +212,7 @@ func (d *Driver) upsert(r plan.Row) error {
 		}
 		return d.attach(r.Key(), hooked{dev: r.Dev, index: index}, d.objs.FromNet, d.objs.ToNet)
 	}
-	return fmt.Errorf("the eBPF driver has no use for a row of %s", r.Key().Kind)
+	return d.upsertPolicy(r)
 }
 
 func (d *Driver) remove(r plan.Row) error {
@@ -199,11 +222,12 @@ func (d *Driver) remove(r plan.Row) error {
 	case *plan.Remote:
 		return d.dropRemote(r.Prefix)
 	case *plan.Local:
+		delete(d.pods, r.HostIf)
 		return errors.Join(d.keepAddrs(r.HostIf, nil), d.detach(r.Key(), r.HostIf))
 	case *plan.Hook:
 		return d.detach(r.Key(), r.Dev)
 	}
-	return fmt.Errorf("the eBPF driver has no use for a row of %s", r.Key().Kind)
+	return d.removePolicy(r)
 }
 
 func (d *Driver) putSettings(r *plan.Settings) error {
@@ -212,6 +236,9 @@ func (d *Driver) putSettings(r *plan.Settings) error {
 	}
 	if r.Tracked {
 		s.Tracked = 1
+	}
+	if err := d.policySettings(r, &s); err != nil {
+		return err
 	}
 	for i, f := range netset.Families() {
 		if a := netset.First(r.Addrs, f); a.IsValid() {
@@ -297,6 +324,9 @@ func (d *Driver) putLocal(r *plan.Local, index int) error {
 	if r.Shaped {
 		v.Shaped = 1
 	}
+	if err := d.guardLocal(r, &v); err != nil {
+		return err
+	}
 	for _, a := range r.Addrs {
 		if err := d.putAddr(a, v); err != nil {
 			return fmt.Errorf("local %s: address %s: %w", r.HostIf, a, err)
@@ -329,6 +359,7 @@ func (d *Driver) keepAddrs(hostIf string, keep []netip.Addr) error {
 func (d *Driver) Sweep(_ context.Context, want plan.View) error {
 	d.apply.Lock()
 	defer d.apply.Unlock()
+	d.want, d.swept = want, true
 	locals, devices := map[weftWeftAddr]bool{}, map[string]bool{}
 	for r := range plan.All[*plan.Local](want, plan.KindLocal) {
 		devices[r.HostIf] = true
@@ -345,7 +376,7 @@ func (d *Driver) Sweep(_ context.Context, want plan.View) error {
 		devices[r.Dev] = true
 	}
 	return errors.Join(
-		d.locals.keep(locals), d.rebuildSlots(), d.remotes.keep(remotes), d.peers.keep(peers),
+		d.sweepPolicy(want), d.locals.keep(locals), d.rebuildSlots(), d.remotes.keep(remotes), d.peers.keep(peers),
 		d.mode.keep(devices), d.removeLayouts())
 }
 

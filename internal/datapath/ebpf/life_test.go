@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"weft/internal/datapath/linux"
@@ -59,7 +60,10 @@ func (n *node) remove(keys ...plan.Key) {
 }
 
 func (n *node) writes() int {
-	return n.driver.settings.writes + n.driver.locals.writes + n.driver.slots.writes + n.driver.remotes.writes + n.driver.peers.writes
+	d, p := n.driver, n.driver.policy
+	return d.settings.writes + d.locals.writes + d.slots.writes + d.remotes.writes + d.peers.writes +
+		p.sets.writes + p.matches.writes + p.lists.writes + p.members.writes + p.addresses.writes + p.networks.writes + p.vips.writes +
+		p.rules.writes + p.numbers.t.writes
 }
 
 // stream sends numbered datagrams, one a millisecond, until stop is called, which returns how many got lost.
@@ -216,6 +220,35 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// entries counts what is in the maps, but for arrays that have an entry for each CPU or for the node.
+func (d *Driver) entries(t *testing.T) map[string]int {
+	t.Helper()
+	out := map[string]int{}
+	count := func(name string, m *ebpf.Map) {
+		var k, v []byte
+		for entries := m.Iterate(); entries.Next(&k, &v); {
+			out[name]++
+		}
+	}
+	for name, m := range d.maps() {
+		if m.Type() == ebpf.Hash || m.Type() == ebpf.LRUHash || m.Type() == ebpf.LPMTrie {
+			count(name, m)
+		}
+	}
+	p := d.policy
+	for name, m := range map[string]*ebpf.Map{"lists": p.lists.m, "members": p.members.m, "addresses": p.addresses.m, "vips": p.vips.m, "numbers": p.numbers.t.m} {
+		count(name, m)
+	}
+	_ = p.rules.each(func(uint32, []weftWeftHits) error { out["rulestats"]++; return nil })
+	_ = each(p.sets.m, func(_ uint32, v weftWeftSet) error {
+		if v != (weftWeftSet{}) {
+			out["sets"]++
+		}
+		return nil
+	})
+	return out
+}
+
 // attached lists our programs on a device, as pins and `tc` show them.
 func (n *node) attached(dev string) []string {
 	n.t.Helper()
@@ -242,10 +275,9 @@ func TestDelete(t *testing.T) {
 			}
 			a.remove(keys...)
 			var left []string
-			for name, m := range a.driver.maps() {
-				var k, v []byte
-				for entries := m.Iterate(); name != "settings" && name != "stats" && name != "slots" && entries.Next(&k, &v); {
-					left = append(left, name)
+			for name, n := range a.driver.entries(t) {
+				if n > 0 {
+					left = append(left, fmt.Sprint(name, " ", n))
 				}
 			}
 			var s weftWeftSettings

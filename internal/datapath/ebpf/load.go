@@ -52,13 +52,13 @@ func ensureBPFFS(dir string) error {
 }
 
 // load loads all programs with the maps pinned for their layout, which are made if they are not there.
-func (d *Driver) load() error {
+func (d *Driver) load() (*ebpf.CollectionSpec, error) {
 	spec, err := loadWeft()
 	if err != nil {
-		return fmt.Errorf("read the embedded BPF object: %w", err)
+		return nil, fmt.Errorf("read the embedded BPF object: %w", err)
 	}
 	if d.names, err = reasonNames(spec); err != nil {
-		return err
+		return nil, err
 	}
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinByName
@@ -66,22 +66,22 @@ func (d *Driver) load() error {
 	d.layout = layoutOf(spec, d.salt)
 	pins := filepath.Join(d.dir, layoutPrefix+d.layout)
 	if err := os.MkdirAll(pins, 0o700); err != nil {
-		return fmt.Errorf("make directory for pinned maps: %w", err)
+		return nil, fmt.Errorf("make directory for pinned maps: %w", err)
 	}
 	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pins}})
 	var rejected *ebpf.VerifierError
 	switch {
 	case errors.As(err, &rejected):
-		return fmt.Errorf("load BPF programs: this kernel's verifier refused one: %w\n%s", err, strings.Join(rejected.Log, "\n"))
+		return nil, fmt.Errorf("load BPF programs: this kernel's verifier refused one: %w\n%s", err, strings.Join(rejected.Log, "\n"))
 	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("load BPF programs: %w (the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN)", err)
+		return nil, fmt.Errorf("load BPF programs: %w (the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or CAP_SYS_ADMIN)", err)
 	case err != nil:
-		return fmt.Errorf("load BPF programs with the maps in %s: %w", pins, err)
+		return nil, fmt.Errorf("load BPF programs with the maps in %s: %w", pins, err)
 	}
 	for _, helper := range []string{"redirect_peer", "redirect_neigh"} { // else the programs would not have loaded
 		d.features[helper] = &model.Feature{Name: helper, State: "active"}
 	}
-	return nil
+	return spec, nil
 }
 
 // layoutOf is a short hash of everything that must agree between programs and maps: names, kinds, sizes, and
@@ -93,6 +93,9 @@ func layoutOf(spec *ebpf.CollectionSpec, salt string) string {
 		m := spec.Maps[name]
 		fmt.Fprintf(h, "%s %s %d %d %d %d", name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
 		fmt.Fprintf(h, " %s %s\n", describe(m.Key), describe(m.Value))
+		if in := m.InnerMap; in != nil { // whose size may differ
+			fmt.Fprintf(h, "of %s %d %d %d %s %s\n", in.Type, in.KeySize, in.ValueSize, in.Flags, describe(in.Key), describe(in.Value))
+		}
 	}
 	// The meaning of a counter is its place in the enumeration.
 	names, _ := reasonNames(spec)

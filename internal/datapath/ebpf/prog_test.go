@@ -78,19 +78,27 @@ func (n *node) mac(dev string) (m model.MAC) {
 // run runs a program on a packet that is on a device, and returns the verdict and the packet.
 func (n *node) run(prog *ebpf.Program, dev string, in []byte, set ...func(*skb)) (uint32, []byte) {
 	n.t.Helper()
+	verdict, out, _ := n.runMarked(prog, dev, in, set...)
+	return verdict, out
+}
+
+// runMarked returns the packet's mark as well.
+func (n *node) runMarked(prog *ebpf.Program, dev string, in []byte, set ...func(*skb)) (uint32, []byte, uint32) {
+	n.t.Helper()
 	s := skb{Ifindex: n.index(dev)}
 	for _, f := range set {
 		f(&s)
 	}
 	out := make([]byte, len(in)+256)
 	var verdict uint32
+	var after skb
 	within(n.t, n.ns, func() (err error) {
-		opts := &ebpf.RunOptions{Data: in, DataOut: out, Context: s}
+		opts := &ebpf.RunOptions{Data: in, DataOut: out, Context: s, ContextOut: &after}
 		verdict, err = prog.Run(opts)
 		out = opts.DataOut
 		return err
 	})
-	return verdict, out
+	return verdict, out, after.Mark
 }
 
 // step is one packet given to one program.

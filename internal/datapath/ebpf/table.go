@@ -13,11 +13,15 @@ import (
 	"weft/internal/netset"
 )
 
+// errFull says that a map has no room.
+var errFull = errors.New("is full")
+
 // table is one BPF map. Entries survive the agent; whoever is in the map and not wanted goes with keep.
 type table[K, V comparable] struct {
 	m      *ebpf.Map
 	name   string
-	writes int // entries written or removed, for tests
+	nest   *nest // nil: the map does not grow
+	writes int   // entries written or removed, for tests
 }
 
 // put makes the entry of k be v. An entry that is right is not written.
@@ -29,16 +33,30 @@ func (t *table[K, V]) put(k K, v V) error {
 	case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
 		return fmt.Errorf("read map %s: %w", t.name, err)
 	}
+	return t.write(k, v)
+}
+
+// write writes the entry of k without looking at it before.
+func (t *table[K, V]) write(k K, v V) error {
 	err := t.m.Update(k, v, ebpf.UpdateAny)
-	switch {
-	case errors.Is(err, syscall.E2BIG), errors.Is(err, syscall.ENOSPC):
-		return fmt.Errorf("map %s is full, it holds %d entries", t.name, t.m.MaxEntries())
-	case err != nil:
+	if isFull(err) {
+		var more bool
+		if more, err = t.grow(); err != nil {
+			return err
+		}
+		if more {
+			return t.write(k, v)
+		}
+		return fmt.Errorf("map %s %w, it holds %d entries", t.name, errFull, t.m.MaxEntries())
+	}
+	if err != nil {
 		return fmt.Errorf("write map %s: %w", t.name, err)
 	}
 	t.writes++
 	return nil
 }
+
+func isFull(err error) bool { return errors.Is(err, syscall.E2BIG) || errors.Is(err, syscall.ENOSPC) }
 
 // drop removes the entry of k, if there is one.
 func (t *table[K, V]) drop(k K) error {

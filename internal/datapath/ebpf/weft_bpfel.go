@@ -18,16 +18,111 @@ type weftWeftAddr struct {
 	W [4]uint32
 }
 
+type weftWeftBits struct {
+	_    structs.HostLayout
+	Word [8]uint32
+}
+
+type weftWeftBlock struct {
+	_     structs.HostLayout
+	Peers uint32
+	Block uint32
+}
+
+type weftWeftConn struct {
+	_          structs.HostLayout
+	Generation [2]uint32
+	Ifindex    [2]uint32
+	Last       uint32
+	Flags      uint32
+}
+
+type weftWeftDenial struct {
+	_         structs.HostLayout
+	Time      uint64
+	Src       weftWeftAddr
+	Dst       weftWeftAddr
+	Sport     uint16
+	Dport     uint16
+	Proto     uint8
+	Direction uint8
+	Reason    uint8
+	Pad       uint8
+	Rule      uint32
+	Ifindex   uint32
+}
+
+type weftWeftGuard struct {
+	_        structs.HostLayout
+	Identity uint32
+	Ingress  uint32
+	Egress   uint32
+}
+
+type weftWeftHits struct {
+	_       structs.HostLayout
+	Packets uint64
+	Last    uint64
+}
+
+type weftWeftList struct {
+	_     structs.HostLayout
+	List  uint32
+	Chunk uint32
+}
+
 type weftWeftLocal struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Mac     weftWeftMac
 	Shaped  uint16
+	Guard   weftWeftGuard
 }
 
 type weftWeftMac struct {
 	_ structs.HostLayout
 	W [3]uint16
+}
+
+type weftWeftMatch struct {
+	_     structs.HostLayout
+	Len   uint32
+	Set   uint32
+	Pad   uint8
+	Proto uint8
+	Port  uint16
+}
+
+type weftWeftMatched struct {
+	_    structs.HostLayout
+	List uint32
+	Len  uint32
+}
+
+type weftWeftName struct {
+	_    structs.HostLayout
+	Id   [2]uint32
+	Kind uint32
+}
+
+type weftWeftNetwork struct {
+	_        structs.HostLayout
+	Identity uint32
+	Len      uint32
+}
+
+type weftWeftPace struct {
+	_       structs.HostLayout
+	Second  uint32
+	Records uint32
+	Lost    uint64
+}
+
+type weftWeftPair struct {
+	_     structs.HostLayout
+	Addr  [2]weftWeftAddr
+	Port  [2]uint16
+	Proto uint32
 }
 
 type weftWeftPrefix struct {
@@ -45,6 +140,28 @@ type weftWeftRemote struct {
 	Onlink uint16
 }
 
+type weftWeftRule struct {
+	_          structs.HostLayout
+	Number     uint32
+	Peers      uint32
+	SportFirst uint16
+	SportLast  uint16
+	Answer     uint8
+	Flags      uint8
+	Next       uint16
+}
+
+type weftWeftRules struct {
+	_    structs.HostLayout
+	Rule [8]weftWeftRule
+}
+
+type weftWeftSet struct {
+	_          structs.HostLayout
+	Generation uint32
+	Flags      uint32
+}
+
 type weftWeftSettings struct {
 	_        structs.HostLayout
 	Own      [2]weftWeftAddr
@@ -56,6 +173,12 @@ type weftWeftSettings struct {
 	Gateway  weftWeftMac
 	Sender   weftWeftMac
 	Ready    uint32
+	Host     weftWeftGuard
+	Second   uint32
+	Probe    uint16
+	Policed  uint16
+	Keep     uint16
+	Pad      uint16
 }
 
 type weftWeftSlot struct {
@@ -69,13 +192,26 @@ type weftWeftSlot struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	weftMapAddresses    = "addresses"
+	weftMapConns        = "conns"
+	weftMapDenials      = "denials"
+	weftMapFrags        = "frags"
+	weftMapLists        = "lists"
 	weftMapLocals       = "locals"
+	weftMapMatches      = "matches"
+	weftMapMembers      = "members"
+	weftMapNetworks     = "networks"
+	weftMapNumbers      = "numbers"
+	weftMapPace         = "pace"
 	weftMapPeers        = "peers"
 	weftMapRemotes      = "remotes"
+	weftMapRulestats    = "rulestats"
+	weftMapSets         = "sets"
 	weftMapSettings     = "settings"
 	weftMapSlots        = "slots"
 	weftMapStats        = "stats"
 	weftMapTrack        = "track"
+	weftMapVips         = "vips"
 	weftProgFromNet     = "from_net"
 	weftProgFromOverlay = "from_overlay"
 	weftProgFromPod     = "from_pod"
@@ -138,20 +274,32 @@ type weftProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type weftMapSpecs struct {
-	Locals   *ebpf.MapSpec `ebpf:"locals"`
-	Peers    *ebpf.MapSpec `ebpf:"peers"`
-	Remotes  *ebpf.MapSpec `ebpf:"remotes"`
-	Settings *ebpf.MapSpec `ebpf:"settings"`
-	Slots    *ebpf.MapSpec `ebpf:"slots"`
-	Stats    *ebpf.MapSpec `ebpf:"stats"`
-	Track    *ebpf.MapSpec `ebpf:"track"`
+	Addresses *ebpf.MapSpec `ebpf:"addresses"`
+	Conns     *ebpf.MapSpec `ebpf:"conns"`
+	Denials   *ebpf.MapSpec `ebpf:"denials"`
+	Frags     *ebpf.MapSpec `ebpf:"frags"`
+	Lists     *ebpf.MapSpec `ebpf:"lists"`
+	Locals    *ebpf.MapSpec `ebpf:"locals"`
+	Matches   *ebpf.MapSpec `ebpf:"matches"`
+	Members   *ebpf.MapSpec `ebpf:"members"`
+	Networks  *ebpf.MapSpec `ebpf:"networks"`
+	Numbers   *ebpf.MapSpec `ebpf:"numbers"`
+	Pace      *ebpf.MapSpec `ebpf:"pace"`
+	Peers     *ebpf.MapSpec `ebpf:"peers"`
+	Remotes   *ebpf.MapSpec `ebpf:"remotes"`
+	Rulestats *ebpf.MapSpec `ebpf:"rulestats"`
+	Sets      *ebpf.MapSpec `ebpf:"sets"`
+	Settings  *ebpf.MapSpec `ebpf:"settings"`
+	Slots     *ebpf.MapSpec `ebpf:"slots"`
+	Stats     *ebpf.MapSpec `ebpf:"stats"`
+	Track     *ebpf.MapSpec `ebpf:"track"`
+	Vips      *ebpf.MapSpec `ebpf:"vips"`
 }
 
 // weftVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type weftVariableSpecs struct {
-}
+type weftVariableSpecs struct{}
 
 // weftObjects contains all objects after they have been loaded into the kernel.
 //
@@ -173,32 +321,57 @@ func (o *weftObjects) Close() error {
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
 type weftMaps struct {
-	Locals   *ebpf.Map `ebpf:"locals"`
-	Peers    *ebpf.Map `ebpf:"peers"`
-	Remotes  *ebpf.Map `ebpf:"remotes"`
-	Settings *ebpf.Map `ebpf:"settings"`
-	Slots    *ebpf.Map `ebpf:"slots"`
-	Stats    *ebpf.Map `ebpf:"stats"`
-	Track    *ebpf.Map `ebpf:"track"`
+	Addresses *ebpf.Map `ebpf:"addresses"`
+	Conns     *ebpf.Map `ebpf:"conns"`
+	Denials   *ebpf.Map `ebpf:"denials"`
+	Frags     *ebpf.Map `ebpf:"frags"`
+	Lists     *ebpf.Map `ebpf:"lists"`
+	Locals    *ebpf.Map `ebpf:"locals"`
+	Matches   *ebpf.Map `ebpf:"matches"`
+	Members   *ebpf.Map `ebpf:"members"`
+	Networks  *ebpf.Map `ebpf:"networks"`
+	Numbers   *ebpf.Map `ebpf:"numbers"`
+	Pace      *ebpf.Map `ebpf:"pace"`
+	Peers     *ebpf.Map `ebpf:"peers"`
+	Remotes   *ebpf.Map `ebpf:"remotes"`
+	Rulestats *ebpf.Map `ebpf:"rulestats"`
+	Sets      *ebpf.Map `ebpf:"sets"`
+	Settings  *ebpf.Map `ebpf:"settings"`
+	Slots     *ebpf.Map `ebpf:"slots"`
+	Stats     *ebpf.Map `ebpf:"stats"`
+	Track     *ebpf.Map `ebpf:"track"`
+	Vips      *ebpf.Map `ebpf:"vips"`
 }
 
 func (m *weftMaps) Close() error {
 	return _WeftClose(
+		m.Addresses,
+		m.Conns,
+		m.Denials,
+		m.Frags,
+		m.Lists,
 		m.Locals,
+		m.Matches,
+		m.Members,
+		m.Networks,
+		m.Numbers,
+		m.Pace,
 		m.Peers,
 		m.Remotes,
+		m.Rulestats,
+		m.Sets,
 		m.Settings,
 		m.Slots,
 		m.Stats,
 		m.Track,
+		m.Vips,
 	)
 }
 
 // weftVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
-type weftVariables struct {
-}
+type weftVariables struct{}
 
 // weftPrograms contains all programs after they have been loaded into the kernel.
 //
