@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"weft/internal/api"
+	"weft/internal/compile/policy"
 	"weft/internal/compile/route"
 	"weft/internal/datapath/ebpf"
 	"weft/internal/datapath/linux"
@@ -46,6 +47,7 @@ type Agent struct {
 	ebpf      *ebpf.Driver
 	cni       *cni.Source
 	cluster   cluster
+	denials   *denials
 
 	mu       sync.Mutex
 	findings []string // guarded by mu: what is wrong on the host now
@@ -65,7 +67,7 @@ func Run(ctx context.Context, cfg model.Config, version string, logTo io.Writer)
 	defer unlock()
 	a := &Agent{
 		cfg: cfg, version: version, clock: run.System(), started: time.Now(), log: log,
-		metrics: newMetrics(),
+		metrics: newMetrics(), denials: newDenials(),
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -109,7 +111,24 @@ func (a *Agent) stages() []reconcile.Stage {
 	return []reconcile.Stage{
 		{Name: "linux", Driver: a.linux, Kinds: linux.Kinds()},
 		{Name: "nft", Driver: a.nft, Kinds: []plan.Kind{plan.KindMasquerade, plan.KindHostPort}},
-		{Name: "ebpf", Driver: a.ebpf, Kinds: []plan.Kind{plan.KindSettings, plan.KindHook, plan.KindRemote, plan.KindLocal}},
+		{Name: "ebpf", Driver: a.ebpf, Kinds: []plan.Kind{
+			plan.KindIdentity, plan.KindPeerSet, plan.KindPolicySet, plan.KindAddress, plan.KindVIP, plan.KindGuard,
+			plan.KindSettings, plan.KindHook, plan.KindRemote, plan.KindLocal,
+		}},
+	}
+}
+
+// compiler is all compilers as one: an owner's rows are those that each has for it.
+func compiler(node string) store.Compiler {
+	engine := policy.New(node)
+	return store.Compiler{
+		Dirty: func(s model.Snapshot, changed []model.Key) []model.Key {
+			return append(route.Dirty(s, changed), engine.Update(s, changed)...)
+		},
+		Compile: func(s model.Snapshot) func(model.Key) []plan.Row {
+			routes := route.Compile(s)
+			return func(k model.Key) []plan.Row { return append(routes(k), engine.Rows(k)...) }
+		},
 	}
 }
 
@@ -120,13 +139,16 @@ func (a *Agent) start(ctx context.Context) error {
 	}
 	a.store.Seal()
 	a.group.Go("derive", func(ctx context.Context) error {
-		return a.store.Derive(ctx, store.Compiler{Dirty: route.Dirty, Compile: route.Compile})
+		return a.store.Derive(ctx, compiler(a.cfg.NodeName))
 	})
 	a.group.Go("reconcile", a.loop.Run)
 	a.group.Go("watch linux", func(ctx context.Context) error { return a.linux.Watch(ctx, a.repair) })
 	a.group.Go("watch nft", func(ctx context.Context) error { return a.nft.Watch(ctx, a.repair) })
 	a.group.Go("watch ebpf", func(ctx context.Context) error { return a.ebpf.Watch(ctx, a.repair) })
 	a.group.Go("examine", a.examine)
+	if !a.cfg.Policy.Disabled {
+		a.group.Go("denials", a.watchDenials)
+	}
 	a.group.Go("http", a.serveHTTP)
 	a.group.Go("ready", a.becomeReady)
 	return a.serveSocket()
@@ -146,6 +168,11 @@ func (a *Agent) serveSocket() error {
 	srv.Handle(api.MethodShow, api.StreamFunc(a.show))
 	srv.Handle(api.MethodStatus, api.Func(func(context.Context, struct{}) (api.Status, error) { return a.status(), nil }))
 	srv.Handle(api.MethodDoctor, api.Func(func(context.Context, struct{}) (api.Doctor, error) { return a.doctor(), nil }))
+	srv.Handle(api.MethodCan, api.Func(a.can))
+	srv.Handle(api.MethodPolicyOrder, api.Func(a.policyOrder))
+	srv.Handle(api.MethodPolicyUnused, api.Func(a.policyUnused))
+	srv.Handle(api.MethodPolicyDiff, api.Func(a.policyDiff))
+	srv.Handle(api.MethodWhy, api.StreamFunc(a.why))
 	l, err := api.Listen(socketPath(a.cfg))
 	if err != nil {
 		return err

@@ -86,7 +86,7 @@ func (a *Agent) serveHTTP(ctx context.Context) error {
 
 // metrics are read from the tables when somebody asks: nothing is counted twice.
 type metrics struct {
-	rows, packets, addrs, tasks, up, batches, applied, failed *prometheus.Desc
+	rows, packets, addrs, tasks, up, batches, applied, failed, policy, conns *prometheus.Desc
 }
 
 func newMetrics() metrics {
@@ -102,13 +102,16 @@ func newMetrics() metrics {
 		batches: d("reconcile_batches_total", "Batches handed to drivers."),
 		applied: d("reconcile_rows_applied_total", "Rows that drivers applied."),
 		failed:  d("reconcile_rows_failed_total", "Tries of rows that failed."),
+		policy: d("policy_packets_total", "Packets that the rules of a policy decided about: first ones of connections that were allowed, and every denied one.",
+			"policy", "direction", "verdict"),
+		conns: d("policy_connections", "Connections that are known to be allowed."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (a *Agent) Describe(ch chan<- *prometheus.Desc) {
 	m := a.metrics
-	for _, d := range []*prometheus.Desc{m.rows, m.packets, m.addrs, m.tasks, m.up, m.batches, m.applied, m.failed} {
+	for _, d := range []*prometheus.Desc{m.rows, m.packets, m.addrs, m.tasks, m.up, m.batches, m.applied, m.failed, m.policy, m.conns} {
 		ch <- d
 	}
 }
@@ -138,6 +141,7 @@ func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range a.ebpf.Stats() {
 		count(a.metrics.packets, n, reason)
 	}
+	a.collectPolicy(gauge, count)
 	for _, u := range a.pools() {
 		gauge(a.metrics.addrs, float64(u.Live), u.Family, "live")
 		gauge(a.metrics.addrs, float64(u.Quarantined), u.Family, "quarantined")
@@ -150,4 +154,22 @@ func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 	count(a.metrics.batches, st.Batches)
 	count(a.metrics.applied, st.Applied)
 	count(a.metrics.failed, st.Failed)
+}
+
+// collectPolicy counts by policy, not by rule: there may be tens of thousands of rules, and `weft show policyrules` has them.
+func (a *Agent) collectPolicy(gauge func(*prometheus.Desc, float64, ...string), count func(*prometheus.Desc, uint64, ...string)) {
+	if a.cfg.Policy.Disabled {
+		return
+	}
+	if n, err := a.ebpf.Conns(); err == nil {
+		gauge(a.metrics.conns, float64(n))
+	}
+	by := map[[3]string]uint64{}
+	for _, r := range a.rules() {
+		policy, _, _ := strings.Cut(r.rule.Origin, " spec")
+		by[[3]string{policy, r.direction.String(), r.rule.Verdict.String()}] += r.hits.Packets
+	}
+	for k, n := range by {
+		count(a.metrics.policy, n, k[:]...)
+	}
 }

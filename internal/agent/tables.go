@@ -24,7 +24,7 @@ func tableNames() []string {
 	for _, k := range plan.Kinds() {
 		out = append(out, string(k))
 	}
-	return out
+	return append(out, policyRules)
 }
 
 // show is the method behind `weft show`.
@@ -70,6 +70,8 @@ func (a *Agent) table(name string, countOnly bool) (api.Table, error) {
 		return counted(t, countOnly), nil
 	case slices.Contains(plan.Kinds(), plan.Kind(name)):
 		return counted(a.planTable(name), countOnly), nil
+	case name == policyRules:
+		return counted(a.rulesTable(), countOnly), nil
 	}
 	return api.Table{}, api.Errorf(api.CodeInvalidConfig, "no table %q; there are: %s", name, strings.Join(tableNames(), ", "))
 }
@@ -152,6 +154,8 @@ func intentColumns(k model.Kind) []string {
 		return []string{"NAMESPACE", "NAME", "TYPE", "ADDRESSES"}
 	case model.KindBackends:
 		return []string{"NAMESPACE", "NAME", "SERVICE", "BACKENDS"}
+	case model.KindPolicy:
+		return []string{"POLICY", "TIER", "ORDER", "SUBJECT", "INGRESS", "EGRESS", "STAGED", "UNSUPPORTED"}
 	default:
 		return []string{"NAME"}
 	}
@@ -183,6 +187,15 @@ func intentCells(o model.Object) []string {
 		return []string{o.Namespace, o.Name, o.Type, join(o.Addrs)}
 	case *model.Backends:
 		return []string{o.Namespace, o.Name, o.Service, strconv.Itoa(len(o.Backends))}
+	case *model.Policy:
+		subject := ""
+		if o.Subject != nil {
+			subject = o.Subject.String()
+		}
+		return []string{
+			o.Ref.String(), strings.TrimPrefix(o.Tier.API+"/"+o.Tier.Name, "/"), order(o.Order), subject, section(o.Ingress), section(o.Egress),
+			strconv.FormatBool(o.Staged), strings.Join(o.Unsupported, ", "),
+		}
 	default:
 		return []string{o.Key().Name}
 	}
