@@ -36,6 +36,7 @@ type skb struct {
 	_                                                                                     uint64
 	GSOSize                                                                               uint32
 	_                                                                                     uint32
+	_                                                                                     uint64
 }
 
 // lone is a node with two pods and rows to a node that does not exist: enough to run programs one by one.
