@@ -19,6 +19,7 @@ import (
 // its boundaries: the data of a start is empty, that of an end is "end".
 type elements struct {
 	sets    map[string]map[string]string
+	policed bool               // packets that policy rejects are to be answered
 	rows    []plan.Key         // what it was compiled from
 	refused map[plan.Key]error // rows that cannot be expressed
 }
@@ -29,7 +30,7 @@ func (e elements) empty() bool {
 			return false
 		}
 	}
-	return true
+	return !e.policed
 }
 
 func (e elements) put(set, key, val string) { e.sets[set][key] = val }
@@ -86,6 +87,9 @@ func compile(want plan.View) elements {
 		for _, set := range []string{podSet, exceptSet, anyPorts, addrPorts, hairpinSet} {
 			e.sets[set+f.name] = map[string]string{}
 		}
+	}
+	if s := plan.Get[*plan.Settings](want, (&plan.Settings{}).Key()); s != nil {
+		e.policed = s.Policed
 	}
 	for m := range plan.All[*plan.Masquerade](want, plan.KindMasquerade) {
 		e.rows = append(e.rows, m.Key())

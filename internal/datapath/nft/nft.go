@@ -1,4 +1,5 @@
-// Package nft makes the kernel's table "inet weft-nat" equal to the plan: masquerade and host ports.
+// Package nft makes the kernel's table "inet weft-nat" equal to the plan: masquerade, host ports, and the answers to what policy
+// rejects, which are there when the settings' row says so.
 //
 // It does not decide anything and touches no other table; what others have that hurts pods is only reported (see
 // ForeignDrops). The table is recognised by its name alone and is always wholly ours. Where the kernel has owned tables
@@ -136,7 +137,7 @@ func (d *Driver) converge(e elements) error {
 	case e.empty() && was.empty():
 		d.want = e
 		return nil
-	case e.empty() || was.empty():
+	case e.empty() || was.empty() || e.policed != was.policed:
 		return d.rebuild(e)
 	}
 	diffSets(d.conn.Conn, was, e)

@@ -37,8 +37,29 @@ func empty(tb testing.TB, plain bool) *node {
 // TestGolden: what an operator reads.
 func TestGolden(t *testing.T) {
 	n := empty(t, false)
-	n.apply(masquerade("10.0.0.0/16", "10.1.0.0/16", "fd00::/32"), hostPort("tcp", "", 8080, "10.0.0.5:80"), hostPort("tcp", "", 8080, "[fd00::5]:80"),
-		hostPort("udp", "192.0.2.1", 53, "10.0.0.5:5353"), hostPort("sctp", "", 9, "[fd00::5]:9"))
+	rows := []plan.Row{
+		masquerade("10.0.0.0/16", "10.1.0.0/16", "fd00::/32"), hostPort("tcp", "", 8080, "10.0.0.5:80"), hostPort("tcp", "", 8080, "[fd00::5]:80"),
+		hostPort("udp", "192.0.2.1", 53, "10.0.0.5:5353"), hostPort("sctp", "", 9, "[fd00::5]:9"),
+	}
+	n.apply(rows...)
+	n.golden("testdata/weft-nat.nft")
+	n.apply(append(rows, &plan.Settings{Policed: true})...)
+	n.golden("testdata/weft-nat-policed.nft")
+	n.open() // and what is read back is what was written
+	n.apply(append(rows, &plan.Settings{Policed: true})...)
+	n.golden("testdata/weft-nat-policed.nft")
+	n.apply(rows...)
+	n.golden("testdata/weft-nat.nft")
+	n.apply(&plan.Settings{Policed: true}) // without anything else
+	if list := n.host.Run(t, "nft", "list", "chain", "inet", "weft-nat", "forward"); !strings.Contains(list, "jump refuse") {
+		t.Errorf("policy alone: %s", list)
+	}
+}
+
+// golden compares the table with a file.
+func (n *node) golden(file string) {
+	n.Helper()
+	t := n.TB
 	got := named(n.host.Run(t, "nft", "list", "table", "inet", "weft-nat"))
 	// How a table's flags are written, and by whom it is owned, depends on the version of nft.
 	var lines []string
@@ -48,7 +69,6 @@ func TestGolden(t *testing.T) {
 		}
 	}
 	got = "table inet weft-nat {\n" + strings.TrimLeft(strings.Join(lines, ""), "\n")
-	const file = "testdata/weft-nat.nft"
 	if *update {
 		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 			t.Fatal(err)

@@ -22,6 +22,17 @@ func quarter(bytes uint32) uint32 { return unix.NFT_REG32_00 + bytes/4 }
 // podPrefix is what the names of pod links and of the overlay device begin with.
 const podPrefix = "weft"
 
+// The mark of bpf/config.h on packets that the eBPF programs leave to the stack: to be answered with a refusal, and not
+// decided about as long as nobody knows where they are translated to.
+const (
+	markMask      = 0x1010
+	markUndecided = 0x1000
+	markReject    = 0x1010
+)
+
+// beforeFilter is the priority of the chains that refuse packets: before anybody else's filters accept them.
+const beforeFilter = -10
+
 func table() *nftables.Table {
 	return &nftables.Table{Name: TableName, Family: nftables.TableFamilyINet}
 }
@@ -46,7 +57,7 @@ func sets(t *nftables.Table) []*nftables.Set {
 }
 
 // chains returns the table's chains, each with the rules that belong in it.
-func chains(t *nftables.Table) (cs []*nftables.Chain, rules map[string][][]expr.Any) {
+func chains(t *nftables.Table, policed bool) (cs []*nftables.Chain, rules map[string][][]expr.Any) {
 	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) {
 		cs = append(cs, &nftables.Chain{Table: t, Name: name, Type: typ, Hooknum: hook, Priority: prio})
 	}
@@ -91,7 +102,42 @@ func chains(t *nftables.Table) (cs []*nftables.Chain, rules map[string][][]expr.
 		add("postrouting", podDevice(expr.MetaKeyOIFNAME, expr.CmpOpNeq), f.load(f.srcOff, reg), in(podSet+f.name, false),
 			f.load(f.dstOff, reg), in(exceptSet+f.name, true), []expr.Any{masquerade})
 	}
+	if policed {
+		cs = append(cs, &nftables.Chain{Table: t, Name: refuseChain})
+		base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityRef(beforeFilter))
+		base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityRef(beforeFilter))
+		refusals(rules)
+	}
 	return cs, rules
+}
+
+// refuseChain is there when policy is enforced.
+const refuseChain = "refuse"
+
+// refusals adds the rules that answer what the eBPF programs rejected. A pod's packet to a service that ends at the node itself
+// comes by no program again that could decide about it: it is not let in.
+func refusals(rules map[string][][]expr.Any) {
+	marked := func(mark uint32, then ...expr.Any) []expr.Any {
+		return append([]expr.Any{
+			&expr.Meta{Key: expr.MetaKeyMARK, Register: reg},
+			&expr.Bitwise{
+				SourceRegister: reg, DestRegister: reg, Len: 4,
+				Mask: binaryutil.NativeEndian.PutUint32(markMask), Xor: binaryutil.NativeEndian.PutUint32(0),
+			},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.NativeEndian.PutUint32(mark)},
+		}, then...)
+	}
+	refuse := marked(markReject, &expr.Verdict{Kind: expr.VerdictJump, Chain: refuseChain})
+	rules["forward"] = [][]expr.Any{refuse}
+	rules["input"] = [][]expr.Any{refuse, marked(markUndecided, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})}
+	rules[refuseChain] = [][]expr.Any{
+		{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: []byte{unix.IPPROTO_TCP}},
+			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST},
+		},
+		{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}},
+	}
 }
 
 // podDevice matches (or not) packets of a device whose name begins as pod links' do.
@@ -135,7 +181,7 @@ func build(conn *nftables.Conn, t *nftables.Table, e elements) error {
 			return fmt.Errorf("set %s: %w", set.Name, err)
 		}
 	}
-	cs, rules := chains(t)
+	cs, rules := chains(t, e.policed)
 	for _, c := range cs {
 		conn.AddChain(c)
 	}
@@ -165,7 +211,8 @@ func read(conn *nftables.Conn) (e elements, whole bool, err error) {
 			known[c.Name] = c
 		}
 	}
-	cs, rules := chains(t)
+	e.policed = known[refuseChain] != nil
+	cs, rules := chains(t, e.policed)
 	for _, c := range cs {
 		if known[c.Name] == nil {
 			return e, false, nil
