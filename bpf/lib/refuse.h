@@ -157,6 +157,9 @@ static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct
 		*code = refuse_marked(skb, p, AT_TO_NET);
 		return false;
 	}
+	if (unlikely(is_marked(
+		    skb, WEFT_MARK_UNDECIDED))) /* decided now, before it is tunnelled and its source another one */
+		skb->mark &= ~WEFT_MARK_MASK;
 	if (likely(!guarded(from)))
 		return true;
 	set_end(&a.end[0], from);

@@ -223,6 +223,7 @@ func (d *Driver) remove(r plan.Row) error {
 		return d.dropRemote(r.Prefix)
 	case *plan.Local:
 		delete(d.pods, r.HostIf)
+		delete(d.policy.left, r.HostIf)
 		return errors.Join(d.keepAddrs(r.HostIf, nil), d.detach(r.Key(), r.HostIf))
 	case *plan.Hook:
 		return d.detach(r.Key(), r.Dev)

@@ -90,6 +90,7 @@ func (d *Driver) putGuard(g *plan.Guard) error {
 			return fmt.Errorf("guard %s: %w", g.Key().Name, err)
 		}
 		d.policy.guards[g.Dev] = g
+		delete(d.policy.left, g.Dev)
 		if before != nil {
 			if _, err := d.policy.numbers.give(ofIdentity, before.Identity); err != nil {
 				return fmt.Errorf("guard %s: %w", g.Key().Name, err)
@@ -106,6 +107,9 @@ func (d *Driver) putGuard(g *plan.Guard) error {
 func (d *Driver) dropGuard(g *plan.Guard) error {
 	before := d.policy.guards[g.Dev]
 	delete(d.policy.guards, g.Dev)
+	if _, ok := d.pods[g.Dev]; ok {
+		d.policy.left[g.Dev] = true
+	}
 	err := d.guardAgain(g.Dev)
 	if before != nil {
 		_, gerr := d.policy.numbers.give(ofIdentity, before.Identity)
@@ -189,7 +193,7 @@ func (d *Driver) guardOf(r *plan.Local, index uint32) weftWeftGuard {
 		}
 	}
 	var have weftWeftLocal
-	if !d.swept && len(r.Addrs) > 0 && d.locals.m.Lookup(addrOf(r.Addrs[0]), &have) == nil && have.Ifindex == index {
+	if !d.swept && !d.policy.left[r.HostIf] && len(r.Addrs) > 0 && d.locals.m.Lookup(addrOf(r.Addrs[0]), &have) == nil && have.Ifindex == index {
 		return have.Guard
 	}
 	return closed()
