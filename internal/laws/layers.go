@@ -20,7 +20,7 @@ const (
 // A name that ends in "/*" stands for each package directly below it.
 func layers() map[string]layer {
 	return map[string]layer{
-		"netset": 0, "selector": 0, "delta": 0, "run": 0,
+		"netset": 0, "selector": 0, "delta": 0, "run": 0, "crd": 0,
 
 		"model": 1, "plan": 1, "api": 1,
 
