@@ -123,6 +123,7 @@ type Source struct {
 	crds     map[string]bool           // guarded by mu: names of the cluster's CustomResourceDefinitions that are a language's
 	needs    map[string]language.Needs // guarded by mu: of the objects of each watch of policies
 	services bool                      // guarded by mu: see SetServices
+	counting bool                      // guarded by mu: this agent counts where policies are in force
 	done     bool                      // guarded by mu: complete was called
 	moved    chan struct{}             // guarded by mu: closed and replaced when a watch is synced
 	away     bool                      // guarded by mu: the outage has been reported
