@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -214,6 +215,7 @@ func (a *Agent) becomeReady(ctx context.Context) error {
 		return ctx.Err()
 	case <-a.loop.Swept():
 	}
+	debug.FreeOSMemory() // what starting took, above all to read the types of the programs, is not needed again
 	a.cni.Swept()
 	return nil
 }
