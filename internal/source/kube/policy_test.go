@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"weft/internal/convert/language"
 	"weft/internal/model"
 	"weft/internal/run"
 	"weft/internal/store"
@@ -36,7 +38,7 @@ type policed struct {
 	reports []string // guarded by mu
 }
 
-func startPolicy(t *testing.T, cfg *rest.Config, node string, languages ...string) *policed {
+func startPolicy(t *testing.T, cfg *rest.Config, node string, writes ...string) *policed {
 	t.Helper()
 	st, err := store.New(run.System())
 	if err != nil {
@@ -51,7 +53,7 @@ func startPolicy(t *testing.T, cfg *rest.Config, node string, languages ...strin
 			p.reports = append(p.reports, what+": "+action)
 		},
 		Policy: &Policy{
-			Languages: languages, Realized: func(context.Context) error { return nil },
+			Languages: writes, Realized: func(context.Context) error { return nil },
 			Writer: func(watch string) PolicyWriter { return st.Writer("kube/" + watch) },
 		},
 	}
@@ -467,4 +469,48 @@ func TestPoliciesSurviveAnOutage(t *testing.T) {
 		f.fail(nil)
 		p.await(nsMain, mine, knpA)
 	})
+}
+
+// TestManifestAllowsEveryWatch: the committed manifest lets the agents read every kind.
+func TestManifestAllowsEveryWatch(t *testing.T) {
+	b, err := os.ReadFile("../../../deploy/weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := map[string]bool{}
+	for _, doc := range strings.Split(string(b), "\n---\n") {
+		var o struct {
+			Rules []struct{ APIGroups, Resources, Verbs []string }
+		}
+		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range o.Rules {
+			if !slices.Equal(r.Verbs, []string{"list", "watch"}) {
+				t.Errorf("without languages the agents may %s %s", r.Verbs, r.Resources)
+			}
+			for _, g := range r.APIGroups {
+				for _, res := range r.Resources {
+					allowed[g+"/"+res] = true
+				}
+			}
+		}
+	}
+	want := []string{"apiextensions.k8s.io/customresourcedefinitions"}
+	for _, k := range language.Kinds() {
+		want = append(want, k.Type.Group+"/"+k.Plural)
+	}
+	for _, k := range Kinds() {
+		r, err := coreResource(k, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := place(r.forms[0].path)
+		want = append(want, at.group+"/"+at.res)
+	}
+	for _, w := range want {
+		if !allowed[w] {
+			t.Errorf("%s may not be read", w)
+		}
+	}
 }
