@@ -16,7 +16,7 @@ static __always_inline int receive_tunnelled(struct __sk_buff *skb, const struct
 		return TCX_NEXT;
 	if (!tunnel_pop(skb, outer, inner->family))
 		return TCX_NEXT;
-	return deliver(skb, s, local, inner->family);
+	return deliver(skb, s, local, inner->family, false);
 }
 
 /* from_net has what arrives from other nodes and from the outside. */
@@ -55,7 +55,7 @@ int from_net(struct __sk_buff *skb)
 	 * connection it makes a new one, and masquerades that. */
 	if (!get_remote(&p.src))
 		return verdict(WEFT_STACK, TCX_NEXT);
-	return deliver(skb, s, local, p.family);
+	return deliver(skb, s, local, p.family, false);
 }
 
 /* to_net has what the stack sends into the underlay. A local pod's flow that comes this way was not redirected. */

@@ -29,7 +29,7 @@ int from_overlay(struct __sk_buff *skb)
 		return verdict(WEFT_STACK_TTL, TCX_NEXT);
 	if (s->tracked && track_hit(skb, &p))
 		return verdict(WEFT_STACK_TRACKED, TCX_NEXT);
-	return deliver(skb, s, local, p.family);
+	return deliver(skb, s, local, p.family, false);
 }
 
 /* to_overlay has what the stack sends to pods of other nodes, and what from_pod could not encapsulate. */

@@ -121,9 +121,9 @@ func stream(t *testing.T, from, to place, f netset.Family) (stop func() int) {
 
 // TestRestart: agents come and go under traffic, and not one datagram is lost.
 func TestRestart(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			a, b, p, q := tunnelled(t, netset.V4, with...)
 			beside := a.addPod(1450)
 			a.apply()
 			far := stream(t, p, q, netset.V4)
@@ -178,9 +178,9 @@ func TestNewLayout(t *testing.T) {
 
 // TestSweep: what an earlier agent left and nobody wants goes, and what is wanted is not touched.
 func TestSweep(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			a, b, p, q := tunnelled(t, netset.V4, with...)
 			gone := a.addPod(1450)
 			a.want(&plan.Remote{Prefix: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("192.168.7.99"), MTU: 1450})
 			a.apply()
@@ -233,9 +233,9 @@ func (n *node) attached(dev string) []string {
 
 // TestDelete: deleting every row leaves no entry, no link and no filter.
 func TestDelete(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, _, p, _ := tunnelled(t, netset.V4, opts...)
+			a, _, p, _ := tunnelled(t, netset.V4, with...)
 			var keys []plan.Key
 			for k := range a.rows {
 				keys = append(keys, k)
@@ -364,9 +364,9 @@ func mustOffset(t *testing.T, a netip.Addr) uint64 {
 
 // TestLinkMadeAgain: a device that vanished and came back under its name gets its programs and entries again.
 func TestLinkMadeAgain(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			n, _ := network(t, 1500, opts...)
+			n, _ := network(t, 1500, with...)
 			p, q := n.addPod(1500), n.addPod(1500)
 			n.want(n.settings())
 			n.apply()
@@ -460,9 +460,9 @@ func TestMountsBPFFS(t *testing.T) {
 
 // TestWatch: whoever takes our programs off a device is noticed at once, and the row is named.
 func TestWatch(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			n, _ := network(t, 1500, opts...)
+			n, _ := network(t, 1500, with...)
 			p := n.addPod(1500)
 			n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
 			n.apply()

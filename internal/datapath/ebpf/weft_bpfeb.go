@@ -69,19 +69,20 @@ type weftWeftSlot struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	weftMapLocals       = "locals"
-	weftMapPeers        = "peers"
-	weftMapRemotes      = "remotes"
-	weftMapSettings     = "settings"
-	weftMapSlots        = "slots"
-	weftMapStats        = "stats"
-	weftMapTrack        = "track"
-	weftProgFromNet     = "from_net"
-	weftProgFromOverlay = "from_overlay"
-	weftProgFromPod     = "from_pod"
-	weftProgToNet       = "to_net"
-	weftProgToOverlay   = "to_overlay"
-	weftProgToPod       = "to_pod"
+	weftMapLocals         = "locals"
+	weftMapPeers          = "peers"
+	weftMapRemotes        = "remotes"
+	weftMapSettings       = "settings"
+	weftMapSlots          = "slots"
+	weftMapStats          = "stats"
+	weftMapTrack          = "track"
+	weftProgFromNet       = "from_net"
+	weftProgFromOverlay   = "from_overlay"
+	weftProgFromPod       = "from_pod"
+	weftProgFromPodNetkit = "from_pod_netkit"
+	weftProgToNet         = "to_net"
+	weftProgToOverlay     = "to_overlay"
+	weftProgToPod         = "to_pod"
 )
 
 // loadWeft returns the embedded CollectionSpec for weft.
@@ -126,12 +127,13 @@ type weftSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type weftProgramSpecs struct {
-	FromNet     *ebpf.ProgramSpec `ebpf:"from_net"`
-	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
-	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
-	ToNet       *ebpf.ProgramSpec `ebpf:"to_net"`
-	ToOverlay   *ebpf.ProgramSpec `ebpf:"to_overlay"`
-	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
+	FromNet       *ebpf.ProgramSpec `ebpf:"from_net"`
+	FromOverlay   *ebpf.ProgramSpec `ebpf:"from_overlay"`
+	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromPodNetkit *ebpf.ProgramSpec `ebpf:"from_pod_netkit"`
+	ToNet         *ebpf.ProgramSpec `ebpf:"to_net"`
+	ToOverlay     *ebpf.ProgramSpec `ebpf:"to_overlay"`
+	ToPod         *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
 // weftMapSpecs contains maps before they are loaded into the kernel.
@@ -204,12 +206,13 @@ type weftVariables struct {
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
 type weftPrograms struct {
-	FromNet     *ebpf.Program `ebpf:"from_net"`
-	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
-	FromPod     *ebpf.Program `ebpf:"from_pod"`
-	ToNet       *ebpf.Program `ebpf:"to_net"`
-	ToOverlay   *ebpf.Program `ebpf:"to_overlay"`
-	ToPod       *ebpf.Program `ebpf:"to_pod"`
+	FromNet       *ebpf.Program `ebpf:"from_net"`
+	FromOverlay   *ebpf.Program `ebpf:"from_overlay"`
+	FromPod       *ebpf.Program `ebpf:"from_pod"`
+	FromPodNetkit *ebpf.Program `ebpf:"from_pod_netkit"`
+	ToNet         *ebpf.Program `ebpf:"to_net"`
+	ToOverlay     *ebpf.Program `ebpf:"to_overlay"`
+	ToPod         *ebpf.Program `ebpf:"to_pod"`
 }
 
 func (p *weftPrograms) Close() error {
@@ -217,6 +220,7 @@ func (p *weftPrograms) Close() error {
 		p.FromNet,
 		p.FromOverlay,
 		p.FromPod,
+		p.FromPodNetkit,
 		p.ToNet,
 		p.ToOverlay,
 		p.ToPod,
