@@ -183,7 +183,7 @@ func TestPairCost(t *testing.T) {
 							}
 						}
 					}
-					const batches, rounds = 20, 40
+					const batches, rounds = 10, 20
 					round(rounds)
 					before, best := receptions(t), time.Hour // the least: the kernel has other things to do, too
 					for range batches {
