@@ -153,7 +153,14 @@ func TestRestart(t *testing.T) {
 
 // TestNewLayout: an agent with other maps takes over from one whose maps it cannot use.
 func TestNewLayout(t *testing.T) {
-	a, _, p, q := tunnelled(t, netset.V4)
+	for name, with := range pairs() {
+		t.Run(name, func(t *testing.T) { newLayout(t, with) })
+	}
+}
+
+func newLayout(t *testing.T, with []setup) {
+	t.Helper()
+	a, _, p, q := tunnelled(t, netset.V4, with...)
 	old := a.driver.layout
 	lost := stream(t, p, q, netset.V4)
 	_ = a.driver.Close()

@@ -47,6 +47,14 @@ func TestNetkit(t *testing.T) {
 	}
 	closed("before an agent came")
 	open("with an agent")
+	// The pod's own limit: the program runs when the queue lets go of a packet.
+	p.ns.Run(t, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "50mbit", "burst", "128k", "latency", "50ms")
+	began := time.Now()
+	transfer(t, p, q, netset.V4, 5<<20)
+	if took := time.Since(began); took < 700*time.Millisecond {
+		t.Errorf("5 MiB at 50 Mbit/s took %s", took)
+	}
+	p.ns.Run(t, "tc", "qdisc", "del", "dev", "eth0", "root")
 	key := p.row().Key()
 	for what, take := range map[string]func(link.Link) error{"detached": link.Link.Detach, "removed": link.Link.Unpin} {
 		l, err := link.LoadPinnedLink(n.driver.mode.pin(p.hostIf, directions()[0]), nil)
