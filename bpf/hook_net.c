@@ -27,7 +27,7 @@ static __always_inline int receive_tunnelled(struct __sk_buff *skb, const struct
 	}
 	if (!tunnel_pop(skb, outer, inner->family))
 		return TCX_NEXT;
-	return deliver(skb, s, local, inner->family);
+	return deliver(skb, s, local, inner->family, false);
 }
 
 /* from_net has what arrives from other nodes and from the outside. */
@@ -78,7 +78,7 @@ int from_net(struct __sk_buff *skb)
 		if (answer != WEFT_ALLOW)
 			return refuse(skb, head(&p), &a, answer);
 	}
-	return deliver(skb, s, local, p.family);
+	return deliver(skb, s, local, p.family, false);
 }
 
 /* to_net has what the stack sends into the underlay. A local pod's flow that comes this way was not redirected. */

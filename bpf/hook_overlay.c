@@ -38,7 +38,7 @@ int from_overlay(struct __sk_buff *skb)
 		if (answer != WEFT_ALLOW)
 			return refuse(skb, head(&p), &a, answer);
 	}
-	return deliver(skb, s, local, p.family);
+	return deliver(skb, s, local, p.family, false);
 }
 
 /* to_overlay has what the stack sends to pods of other nodes, and what from_pod could not encapsulate. */

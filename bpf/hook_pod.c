@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
-/* The programs on the host side of a pod's link. */
+/* The programs of a pod's link: on its host side, or where a netkit pair has them. */
 #include "lib/deliver.h"
 #include "lib/gateway.h"
 #include "lib/refuse.h"
@@ -63,9 +63,11 @@ static __always_inline bool police_sent(struct __sk_buff *skb, const struct weft
 	return false;
 }
 
-/* from_pod has what a pod sends. */
-SEC("tc")
-int from_pod(struct __sk_buff *skb)
+/*
+ * pod_sends has what a pod sends. on_send is a constant: the pod's own transmission runs this, on the packet as the
+ * host side would get it, that being skb->ifindex.
+ */
+static __always_inline int pod_sends(struct __sk_buff *skb, bool on_send)
 {
 	const struct weft_settings *s = get_settings();
 	const struct weft_local *from, *to;
@@ -87,11 +89,25 @@ int from_pod(struct __sk_buff *skb)
 	if (s->tracked && track_hit(skb, &p))
 		return verdict(WEFT_STACK_TRACKED, TCX_NEXT);
 	if (to)
-		return p.ttl > 1 ? deliver(skb, s, to, p.family) : verdict(WEFT_STACK_TTL, TCX_NEXT);
+		return p.ttl > 1 ? deliver(skb, s, to, p.family, on_send) : verdict(WEFT_STACK_TTL, TCX_NEXT);
 	remote = get_remote(&p.dst);
 	if (remote)
 		return p.ttl > 1 ? send_remote(skb, s, remote, &p) : verdict(WEFT_STACK_TTL, TCX_NEXT);
 	return verdict(WEFT_STACK, TCX_NEXT);
+}
+
+/* from_pod is on the ingress of a veth pair's host side. */
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	return pod_sends(skb, false);
+}
+
+/* from_pod_netkit is on the pod's end of a netkit pair, whose verdicts have the same numbers. */
+SEC("tc")
+int from_pod_netkit(struct __sk_buff *skb)
+{
+	return pod_sends(skb, true);
 }
 
 /*

@@ -6,11 +6,12 @@
 #include "track.h"
 
 /*
- * deliver hands a packet to a local pod: straight into its namespace, or through the queue of its link's host
- * side where the rate is limited. The IP header follows the Ethernet header.
+ * deliver hands a packet to a local pod: straight into its namespace, or through the host side of its link where the
+ * rate is limited, and where a pod is still sending it (on_send): only what has arrived can be redirected to a peer.
+ * The IP header follows the Ethernet header.
  */
 static __always_inline int deliver(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_local *to,
-				   __be16 family)
+				   __be16 family, bool on_send)
 {
 	struct weft_eth *eth = packet_start(skb);
 	void *ip = ip_at(skb, sizeof(*eth), family);
@@ -23,7 +24,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct weft_sett
 	eth->proto = family;
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
-	if (to->shaped) {
+	if (on_send || to->shaped) {
 		sign(skb, s);
 		return verdict(WEFT_LOCAL, bpf_redirect(to->ifindex, 0));
 	}

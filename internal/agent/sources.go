@@ -388,6 +388,11 @@ func (a *Agent) tellFeatures() {
 	for _, f := range slices.Concat(a.ebpf.Features(), a.nft.Features()) {
 		a.features.Upsert(&f)
 	}
+	netkit := &model.Feature{Name: model.LinkNetkit, State: "off", Detail: "new pods get veth pairs; link in the configuration chooses"}
+	if a.cfg.Link == model.LinkNetkit {
+		netkit = a.linux.Netkit()
+	}
+	a.features.Upsert(netkit)
 }
 
 // installPlugin puts the CNI plugin and its configuration where the runtime looks for them.

@@ -24,6 +24,10 @@ type Config struct {
 	// MTU is the MTU of pod interfaces in bytes. 0: measured (underlay MTU less the encapsulation's overhead,
 	// lowered per peer where the path to it is narrower).
 	MTU int `json:"mtu,omitempty"`
+	// Link is what connects a new pod: a "veth" pair, or a "netkit" pair, whose program runs when the pod sends, so that packets
+	// to other nodes skip a queue, and without which nothing leaves the pod. netkit needs Linux 6.10 with CONFIG_NETKIT;
+	// elsewhere pods get veth pairs, and `weft status` says so. Pods that are there keep the pair that they have.
+	Link string `json:"link,omitempty"`
 	// Source is where the cluster's objects come from.
 	Source SourceConfig `json:"source,omitzero"`
 	// CNI says where the plugin and its configuration are installed.
@@ -132,6 +136,12 @@ type Paths struct {
 	BPF string `json:"bpf,omitempty"`
 }
 
+// The values of Config.Link.
+const (
+	LinkVeth   = "veth"
+	LinkNetkit = "netkit"
+)
+
 // Key implements Object: there is one configuration.
 func (c *Config) Key() Key { return ConfigKey() }
 
@@ -159,6 +169,7 @@ func (c *Config) SetDefaults() {
 		c.IPAM.QuarantineSeconds = 30
 	}
 	def(&c.Policy.Established, "recheck")
+	def(&c.Link, LinkVeth)
 	def(&c.Source.Type, "kube")
 	def(&c.CNI.BinDir, "/opt/cni/bin")
 	def(&c.CNI.ConfDir, "/etc/cni/net.d")
@@ -185,6 +196,7 @@ func (c *Config) Validate() error {
 	for i, l := range c.Policy.Languages {
 		oneOf(fmt.Sprintf("policy.languages[%d]", i), l, "sig-network", "calico", "cilium", "antrea", "aws", "gke")
 	}
+	oneOf("link", c.Link, LinkVeth, LinkNetkit)
 	oneOf("source.type", c.Source.Type, "kube", "file")
 	oneOf("logLevel", c.LogLevel, "debug", "info", "warn", "error")
 	if c.Source.Type == "file" && c.Source.Dir == "" {

@@ -17,6 +17,7 @@ func TestConfigRefusals(t *testing.T) {
 		"source: {type: file}":                "source.dir: needed",
 		"backend: {vni: 16777216}":            "backend.vni: 16777216",
 		"backend: {port: 8473}":               "backend.probePort: 8473 is the VXLAN port",
+		"link: bridge":                        `link: "bridge" is not one of [veth netkit]`,
 		"mtu: 100":                            "mtu: 100",
 		"logLevel: loud":                      `logLevel: "loud"`,
 		"ipam: {quarantineSeconds: -1}":       "ipam.quarantineSeconds: -1",

@@ -190,8 +190,8 @@ func (p *PathMTU) Validate() error {
 
 // Feature is what was found out of one thing that this kernel can do or not, and what weft does instead.
 type Feature struct {
-	Name    string // "tcx", "redirect_peer", "nft-owner" …
-	State   string // "active", "fallback" or "missing"
+	Name    string // "tcx", "redirect_peer", "netkit", "nft-owner" …
+	State   string // "active", "fallback", "missing" or "off"
 	Detail  string // what is used instead, or why it is missing
 	Version string // where a version was read
 }

@@ -119,6 +119,8 @@ type PodLink struct {
 	MTU    int
 	Addrs  []netip.Addr
 	Narrow []RouteMTU // destinations with a smaller MTU than the link's, sorted
+	// Netkit: a link that is yet to be made is a netkit pair, where the kernel has that. One that is there stays what it is.
+	Netkit bool
 	// Ingress is shaped on the host side's egress queue, Egress inside the pod.
 	Ingress, Egress model.Rate
 }
@@ -128,7 +130,7 @@ func (l *PodLink) Key() Key { return Key{KindPodLink, l.HostIf} }
 
 func (l *PodLink) String() string {
 	return text(l.HostIf, "peer", l.IfName, "netns", l.Netns, "id", l.By.Name, "mac", l.MAC.String(), fmt.Sprintf("mtu %d", l.MTU),
-		list("addr", l.Addrs), list("narrow", l.Narrow), rate("ingress", l.Ingress), rate("egress", l.Egress))
+		list("addr", l.Addrs), list("narrow", l.Narrow), rate("ingress", l.Ingress), rate("egress", l.Egress), flag("netkit", l.Netkit))
 }
 
 func rate(name string, r model.Rate) string {

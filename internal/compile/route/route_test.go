@@ -117,7 +117,7 @@ func text(t *testing.T, s intent) string {
 func TestGolden(t *testing.T) {
 	cases := map[string]func(*model.Config){
 		"vxlan":       nil,
-		"direct":      func(c *model.Config) { c.Backend.Type = "direct" },
+		"direct":      func(c *model.Config) { c.Backend.Type, c.Link = "direct", model.LinkNetkit },
 		"crosssubnet": func(c *model.Config) { c.Backend.CrossSubnet = true },
 		"pools": func(c *model.Config) {
 			c.IPAM.Pools = []model.Pool{{Name: "p", Node: "a", CIDRs: prefixes("10.9.0.0/24")}, {Name: "q", Node: "b", CIDRs: prefixes("10.9.1.0/24")}}

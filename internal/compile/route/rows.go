@@ -159,7 +159,7 @@ func (l local) compileEndpoint(s model.Snapshot, e *model.Endpoint, narrow []pla
 	by := plan.By{Key: e.Key()}
 	link := &plan.PodLink{
 		By: by, HostIf: e.HostIf, Netns: e.Netns, IfName: e.IfName, MAC: e.MAC, MTU: l.linkMTU(),
-		Addrs: e.Addrs, Narrow: narrow, Ingress: e.Ingress, Egress: e.Egress,
+		Addrs: e.Addrs, Narrow: narrow, Ingress: e.Ingress, Egress: e.Egress, Netkit: l.cfg.Link == model.LinkNetkit,
 	}
 	if pod := model.Get[*model.Pod](s, model.PodKey(e.Pod.Namespace, e.Pod.Name)); pod != nil && (e.Pod.UID == "" || pod.UID == "" || e.Pod.UID == pod.UID) {
 		if pod.Ingress != nil {

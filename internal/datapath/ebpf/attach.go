@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -27,6 +28,8 @@ var errNoTCX = errors.New("the kernel has no TCX")
 //
 // To attach a TCX link the kernel waits for a grace period with the lock of all devices held, 8 to 16 ms each. Pods
 // do not wait for that: they start with filters, and when the node is calm, what they send moves to a link.
+//
+// What a pod with a netkit pair sends has one place only, a netkit link, so that pod waits; nothing leaves it before.
 type attacher struct {
 	links  string // directory of pinned links
 	clsact bool   // filters only
@@ -48,6 +51,7 @@ type hooked struct {
 	dev    string
 	index  int
 	quick  bool    // a pod's
+	netkit bool    // a netkit pair's host side
 	filter [2]bool // by direction: held by a filter, not by a link
 }
 
@@ -79,15 +83,15 @@ func (d *Driver) attach(key plan.Key, on hooked, ingress, egress *ebpf.Program) 
 // attach attaches one program and reports whether a filter holds it. known says that this process attached to
 // the device before, so that nothing of an earlier agent can be left there.
 func (a *attacher) attach(on hooked, dir direction, prog *ebpf.Program, known bool) (filter bool, err error) {
-	if !a.clsact {
-		err = a.tcx(on.dev, on.index, dir, prog, !on.quick)
+	if here := on.netkit && dir.ingress; here || !a.clsact {
+		err = a.link(on, dir, prog, here || !on.quick)
 		if err == nil && on.quick && !known {
 			err = linux.DetachClsact(on.index, dir.ingress)
 		}
 		if !errors.Is(err, errNoTCX) && !errors.Is(err, os.ErrNotExist) {
 			return false, err
 		}
-		a.clsact = errors.Is(err, errNoTCX)
+		a.clsact = a.clsact || errors.Is(err, errNoTCX)
 	}
 	return true, linux.AttachClsact(on.index, dir.ingress, prog.FD(), filterName(prog))
 }
@@ -118,7 +122,7 @@ func (d *Driver) calm() (more bool) {
 		return more
 	}
 	dir := directions()[0]
-	err := d.mode.tcx(on.dev, on.index, dir, d.objs.FromPod, true)
+	err := d.mode.link(on, dir, d.objs.FromPod, true)
 	if err == nil {
 		err = linux.DetachClsact(on.index, dir.ingress)
 	}
@@ -162,14 +166,14 @@ func deviceOf(pin string) string {
 	return strings.ReplaceAll(pin, ":", ".")
 }
 
-// tcx puts a program into the pinned link that is there. Where none is, it makes one, or returns os.ErrNotExist.
-func (a *attacher) tcx(dev string, index int, dir direction, prog *ebpf.Program, create bool) error {
-	path := a.pin(dev, dir)
+// link puts a program into the pinned link that is there. Where none is, it makes one, or returns os.ErrNotExist.
+func (a *attacher) link(on hooked, dir direction, prog *ebpf.Program, create bool) error {
+	path := a.pin(on.dev, dir)
 	old, err := link.LoadPinnedLink(path, nil)
 	switch {
 	case err == nil:
 		defer func() { _ = old.Close() }()
-		if done, err := adopt(old, index, prog); done || err != nil {
+		if done, err := adopt(old, on, prog); done || err != nil {
 			return err
 		}
 		if err := old.Unpin(); err != nil {
@@ -181,9 +185,14 @@ func (a *attacher) tcx(dev string, index int, dir direction, prog *ebpf.Program,
 	if !create {
 		return os.ErrNotExist
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: prog, Attach: dir.attach})
+	var l link.Link
+	if on.netkit {
+		l, err = link.AttachNetkit(link.NetkitOptions{Interface: on.index, Program: prog, Attach: ebpf.AttachNetkitPeer})
+	} else {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: on.index, Program: prog, Attach: dir.attach})
+	}
 	switch {
-	case errors.Is(err, ebpf.ErrNotSupported):
+	case errors.Is(err, ebpf.ErrNotSupported) && !on.netkit:
 		return errNoTCX
 	case err != nil:
 		return err
@@ -196,12 +205,12 @@ func (a *attacher) tcx(dev string, index int, dir direction, prog *ebpf.Program,
 }
 
 // adopt makes an existing link run the program. It reports false if the link is on no device or another one.
-func adopt(l link.Link, index int, prog *ebpf.Program) (bool, error) {
+func adopt(l link.Link, on hooked, prog *ebpf.Program) (bool, error) {
 	info, err := l.Info()
 	if err != nil {
 		return false, fmt.Errorf("read pinned link: %w", err)
 	}
-	if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != index {
+	if !on.holds(info) {
 		return false, nil
 	}
 	mine, err := prog.Info()
@@ -215,6 +224,20 @@ func adopt(l link.Link, index int, prog *ebpf.Program) (bool, error) {
 		return false, fmt.Errorf("replace the program of a link: %w", err)
 	}
 	return true, nil
+}
+
+// holds reports whether a link is on the device. One of a netkit pair knows the index of the pod's end, which many pods
+// share, so the host's end is asked.
+func (h hooked) holds(info *link.Info) bool {
+	if !h.netkit {
+		tcx := info.TCX()
+		return tcx != nil && int(tcx.Ifindex) == h.index
+	}
+	on, err := link.QueryPrograms(link.QueryOptions{Target: h.index, Attach: ebpf.AttachNetkitPeer})
+	return err == nil && slices.ContainsFunc(on.Programs, func(p link.AttachedProgram) bool {
+		id, ok := p.LinkID()
+		return ok && id == info.ID
+	})
 }
 
 // detach takes our programs off a device, which may be gone.
@@ -247,6 +270,20 @@ func (a *attacher) keep(want map[string]bool) error {
 	}
 	errs = append(errs, linux.SweepClsact(func(dev string) bool { return want[dev] }))
 	return errors.Join(errs...)
+}
+
+// isNetkit reports whether a device belongs to a netkit pair, as its driver says.
+func isNetkit(name string) (bool, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, fmt.Errorf("open a socket: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, name)
+	if err != nil {
+		return false, fmt.Errorf("find the driver of device %s: %w", name, err)
+	}
+	return unix.ByteSliceToString(info.Driver[:]) == "netkit", nil
 }
 
 // interfaceIndex returns the index of an Ethernet device of this network namespace, without listing them all.

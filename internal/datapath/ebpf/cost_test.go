@@ -72,12 +72,14 @@ func paths(tb testing.TB, outer netset.Family) (*node, []path) {
 		remote.dst = netset.Nth(peer.podCIDRs()[i], 9)
 		world.dst = netset.Nth(netset.Default(f), 0x08080808)
 		arriving.src, arriving.dst, arriving.dstMAC = remote.dst, dst.addr(f), model.MAC{} // the loopback device's
-		add("from_pod/local", d.objs.FromPod, 250, verdictRedirect, local)
-		add("from_pod/tunnel", d.objs.FromPod, 1, verdictRedirect, remote)
 		direct := remote
 		direct.dst = netset.Nth(elsewhere[i], 9)
-		add("from_pod/direct", d.objs.FromPod, 250, verdictRedirect, direct)
-		add("from_pod/stack", d.objs.FromPod, 250, verdictNext, world)
+		for name, prog := range map[string]*ebpf.Program{"from_pod": d.objs.FromPod, "from_pod_netkit": d.objs.FromPodNetkit} {
+			add(name+"/local", prog, 250, verdictRedirect, local)
+			add(name+"/tunnel", prog, 1, verdictRedirect, remote)
+			add(name+"/direct", prog, 250, verdictRedirect, direct)
+			add(name+"/stack", prog, 250, verdictNext, world)
+		}
 		add("from_net/local", d.objs.FromNet, 250, verdictRedirect, arriving)
 		other := world
 		other.dstMAC = model.MAC{}

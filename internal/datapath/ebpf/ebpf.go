@@ -201,7 +201,15 @@ func (d *Driver) upsert(r plan.Row) error {
 		if err := d.putLocal(r, index); err != nil {
 			return err
 		}
-		return d.attach(r.Key(), hooked{dev: r.HostIf, index: index, quick: true}, d.objs.FromPod, d.objs.ToPod)
+		netkit, err := isNetkit(r.HostIf)
+		if err != nil {
+			return err
+		}
+		prog := d.objs.FromPod
+		if netkit {
+			prog = d.objs.FromPodNetkit
+		}
+		return d.attach(r.Key(), hooked{dev: r.HostIf, index: index, quick: true, netkit: netkit}, prog, d.objs.ToPod)
 	case *plan.Hook:
 		index, err := interfaceIndex(r.Dev)
 		if err != nil {

@@ -125,9 +125,9 @@ func stream(t *testing.T, from, to place, f netset.Family) (stop func() int) {
 
 // TestRestart: agents come and go under traffic, and not one datagram is lost.
 func TestRestart(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			a, b, p, q := tunnelled(t, netset.V4, with...)
 			beside := a.addPod(1450)
 			a.apply()
 			far := stream(t, p, q, netset.V4)
@@ -157,7 +157,14 @@ func TestRestart(t *testing.T) {
 
 // TestNewLayout: an agent with other maps takes over from one whose maps it cannot use.
 func TestNewLayout(t *testing.T) {
-	a, _, p, q := tunnelled(t, netset.V4)
+	for name, with := range pairs() {
+		t.Run(name, func(t *testing.T) { newLayout(t, with) })
+	}
+}
+
+func newLayout(t *testing.T, with []setup) {
+	t.Helper()
+	a, _, p, q := tunnelled(t, netset.V4, with...)
 	old := a.driver.layout
 	lost := stream(t, p, q, netset.V4)
 	_ = a.driver.Close()
@@ -182,9 +189,9 @@ func TestNewLayout(t *testing.T) {
 
 // TestSweep: what an earlier agent left and nobody wants goes, and what is wanted is not touched.
 func TestSweep(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			a, b, p, q := tunnelled(t, netset.V4, with...)
 			gone := a.addPod(1450)
 			a.want(&plan.Remote{Prefix: netip.MustParsePrefix("10.99.0.0/16"), Via: netip.MustParseAddr("192.168.7.99"), MTU: 1450})
 			a.apply()
@@ -266,9 +273,9 @@ func (n *node) attached(dev string) []string {
 
 // TestDelete: deleting every row leaves no entry, no link and no filter.
 func TestDelete(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, _, p, _ := tunnelled(t, netset.V4, opts...)
+			a, _, p, _ := tunnelled(t, netset.V4, with...)
 			var keys []plan.Key
 			for k := range a.rows {
 				keys = append(keys, k)
@@ -396,9 +403,9 @@ func mustOffset(t *testing.T, a netip.Addr) uint64 {
 
 // TestLinkMadeAgain: a device that vanished and came back under its name gets its programs and entries again.
 func TestLinkMadeAgain(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			n, _ := network(t, 1500, opts...)
+			n, _ := network(t, 1500, with...)
 			p, q := n.addPod(1500), n.addPod(1500)
 			n.want(n.settings())
 			n.apply()
@@ -492,9 +499,9 @@ func TestMountsBPFFS(t *testing.T) {
 
 // TestWatch: whoever takes our programs off a device is noticed at once, and the row is named.
 func TestWatch(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			n, _ := network(t, 1500, opts...)
+			n, _ := network(t, 1500, with...)
 			p := n.addPod(1500)
 			n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
 			n.apply()

@@ -22,9 +22,9 @@ import (
 // Policy and agents that come and go, maps that fill up, and what the driver tells.
 
 // underPolicy is two nodes with pods that may talk, and one that may not.
-func underPolicy(t *testing.T, opts ...Option) (a, b *node, p, q, stranger *pod) {
+func underPolicy(t *testing.T, with ...setup) (a, b *node, p, q, stranger *pod) {
 	t.Helper()
-	a, b, p, q = tunnelled(t, netset.V4, opts...)
+	a, b, p, q = tunnelled(t, netset.V4, with...)
 	stranger = a.addPod(1450)
 	for _, n := range []*node{a, b} {
 		n.policed()
@@ -45,9 +45,9 @@ func underPolicy(t *testing.T, opts ...Option) (a, b *node, p, q, stranger *pod)
 
 // TestPolicyRestart: agents come and go under traffic: nothing that is allowed is lost, nothing else passes, and nothing is written.
 func TestPolicyRestart(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, b, p, q, stranger := underPolicy(t, opts...)
+			a, b, p, q, stranger := underPolicy(t, with...)
 			hello(t, q)
 			hello(t, p)
 			far := stream(t, p, q, netset.V4)

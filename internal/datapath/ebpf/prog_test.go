@@ -180,9 +180,15 @@ func with(f frame, change func(*frame)) frame {
 }
 
 func TestFromPodOnNode(t *testing.T) {
+	t.Run("veth", func(t *testing.T) { fromPodOnNode(t, func(o *weftObjects) *ebpf.Program { return o.FromPod }) })
+	t.Run("netkit", func(t *testing.T) { fromPodOnNode(t, func(o *weftObjects) *ebpf.Program { return o.FromPodNetkit }) })
+}
+
+func fromPodOnNode(t *testing.T, of func(*weftObjects) *ebpf.Program) {
+	t.Helper()
 	eachFamily(t, netset.V4, true, func(_ *testing.T, n, _ *node, f netset.Family) []step {
 		a, b := n.pods[0], n.pods[1]
-		prog, dev, gw := n.driver.objs.FromPod, a.hostIf, model.GatewayMAC
+		prog, dev, gw := of(&n.driver.objs), a.hostIf, model.GatewayMAC
 		ok := frame{srcMAC: a.mac, dstMAC: gw, src: a.addr(f), dst: b.addr(f), proto: protoTCP, payload: tcp(1000, 80, 10)}
 		other := netset.Nth(netset.Default(f), 0x08080808)
 		drop := func(name, reason string, in []byte) step {

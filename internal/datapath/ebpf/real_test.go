@@ -45,9 +45,12 @@ func talk(t *testing.T, a, b place) {
 }
 
 // modes are the ways of attaching programs.
-func modes() map[string][]Option {
-	return map[string][]Option{"tcx": nil, "clsact": {WithClsact()}}
+func modes() map[string][]setup {
+	return map[string][]setup{"tcx": nil, "clsact": {onClsact}, "netkit": {onNetkit}}
 }
+
+// pairs are the kinds of pods' links, for what does not depend on how a program is attached.
+func pairs() map[string][]setup { return map[string][]setup{"veth": nil, "netkit": {onNetkit}} }
 
 func (n *node) counted(t *testing.T, name string, atLeast uint64) {
 	t.Helper()
@@ -66,9 +69,9 @@ func (n *node) never(t *testing.T, names ...string) {
 }
 
 func TestSameNode(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			n, _ := network(t, 1500, opts...)
+			n, _ := network(t, 1500, with...)
 			a, b := n.addPod(1500), n.addPod(1500)
 			n.want(n.settings())
 			n.apply()
@@ -82,9 +85,9 @@ func TestSameNode(t *testing.T) {
 }
 
 func TestDirect(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, b := network(t, 1500, opts...)
+			a, b := network(t, 1500, with...)
 			p, q := a.addPod(1500), b.addPod(1500)
 			a.reach(b, netset.V4, false, 1500)
 			b.reach(a, netset.V4, false, 1500)
@@ -103,9 +106,9 @@ func TestDirect(t *testing.T) {
 }
 
 // tunnelled is two nodes with a tunnel between the addresses of a family, and a pod on each.
-func tunnelled(tb testing.TB, outer netset.Family, opts ...Option) (a, b *node, p, q *pod) {
+func tunnelled(tb testing.TB, outer netset.Family, with ...setup) (a, b *node, p, q *pod) {
 	tb.Helper()
-	a, b = network(tb, 1500, opts...)
+	a, b = network(tb, 1500, with...)
 	mtu := tunnelMTU(outer)
 	p, q = a.addPod(mtu), b.addPod(mtu)
 	a.overlay(mtu)
@@ -125,11 +128,11 @@ func tunnelMTU(outer netset.Family) int {
 }
 
 func TestTunnel(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
 			for _, outer := range netset.Families() {
 				t.Run("over"+outer.String(), func(t *testing.T) {
-					a, b, p, q := tunnelled(t, outer, opts...)
+					a, b, p, q := tunnelled(t, outer, with...)
 					talk(t, p, q)
 					for _, n := range []*node{a, b} {
 						n.counted(t, "tunnel", 100)
@@ -196,44 +199,49 @@ func TestKernelDevice(t *testing.T) {
 
 // TestPathMTU: what is larger than the path gets an ICMP error that names the path's MTU, and TCP goes on.
 func TestPathMTU(t *testing.T) {
-	for _, tunnel := range []bool{false, true} {
-		t.Run(map[bool]string{false: "direct", true: "tunnel"}[tunnel], func(t *testing.T) {
-			a, b := network(t, 1500)
-			p, q := a.addPod(1450), b.addPod(1450)
-			for _, n := range []*node{a, b} {
-				if tunnel {
-					n.overlay(1450)
-				}
-			}
-			a.reach(b, netset.V4, tunnel, 1350)
-			b.reach(a, netset.V4, tunnel, 1350)
-			if !tunnel {
-				for _, n := range []*node{a, b} {
-					for _, c := range []*node{b, a}[n.id-1].podCIDRs() {
-						via := netset.First([]*node{b, a}[n.id-1].addrs, netset.OfPrefix(c))
-						ip(t, n.ns, fmt.Sprintf("route replace %s via %s dev %s onlink mtu 1350", c, via, uplink))
-					}
-				}
-			}
-			a.apply()
-			b.apply()
-			for _, f := range netset.Families() {
-				if got := discover(t, p, q, f, 1351); got != 1350 {
-					t.Errorf("%s: the pod learned MTU %d, want 1350", f, got)
-				}
-				transfer(t, p, q, f, 4<<20)
-				transfer(t, q, p, f, 4<<20)
-			}
-			a.counted(t, "stack_mtu", 2)
-		})
+	for name, with := range pairs() {
+		for _, tunnel := range []bool{false, true} {
+			t.Run(map[bool]string{false: "direct", true: "tunnel"}[tunnel]+"/"+name, func(t *testing.T) { pathMTU(t, tunnel, with) })
+		}
 	}
+}
+
+func pathMTU(t *testing.T, tunnel bool, with []setup) {
+	t.Helper()
+	a, b := network(t, 1500, with...)
+	p, q := a.addPod(1450), b.addPod(1450)
+	for _, n := range []*node{a, b} {
+		if tunnel {
+			n.overlay(1450)
+		}
+	}
+	a.reach(b, netset.V4, tunnel, 1350)
+	b.reach(a, netset.V4, tunnel, 1350)
+	if !tunnel {
+		for _, n := range []*node{a, b} {
+			for _, c := range []*node{b, a}[n.id-1].podCIDRs() {
+				via := netset.First([]*node{b, a}[n.id-1].addrs, netset.OfPrefix(c))
+				ip(t, n.ns, fmt.Sprintf("route replace %s via %s dev %s onlink mtu 1350", c, via, uplink))
+			}
+		}
+	}
+	a.apply()
+	b.apply()
+	for _, f := range netset.Families() {
+		if got := discover(t, p, q, f, 1351); got != 1350 {
+			t.Errorf("%s: the pod learned MTU %d, want 1350", f, got)
+		}
+		transfer(t, p, q, f, 4<<20)
+		transfer(t, q, p, f, 4<<20)
+	}
+	a.counted(t, "stack_mtu", 2)
 }
 
 // TestShaped: packets to a shaped pod go through the queue of its link, from this node and from others.
 func TestShaped(t *testing.T) {
-	for name, opts := range modes() {
+	for name, with := range modes() {
 		t.Run(name, func(t *testing.T) {
-			a, b, p, q := tunnelled(t, netset.V4, opts...)
+			a, b, p, q := tunnelled(t, netset.V4, with...)
 			beside := b.addPod(1450)
 			b.ns.Run(t, "tc", "qdisc", "add", "dev", q.hostIf, "root", "handle", "1:", "tbf", "rate", "1gbit", "burst", "128k", "latency", "50ms")
 			row := q.row()
@@ -258,31 +266,36 @@ func TestShaped(t *testing.T) {
 // TestForwardingPod: a pod sends on what came to it through the tunnel, to a pod of another node. The packet still bears
 // the marks of its first tunnel, and the kernel refuses to push a second header: the device does it.
 func TestForwardingPod(t *testing.T) {
-	for _, outer := range netset.Families() {
-		t.Run("over"+outer.String(), func(t *testing.T) {
-			a, b, p, q := tunnelled(t, outer)
-			r := a.addPod(tunnelMTU(outer))
-			a.apply()
-			hello(t, r)
-			for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-				q.ns.Sysctl(t, path, "1")
-			}
-			for i, word := range []string{"ip", "ip6"} {
-				q.ns.Run(t, "nft", fmt.Sprintf("add table %[1]s f; add chain %[1]s f pre { type nat hook prerouting priority -100; }; "+
-					"add chain %[1]s f post { type nat hook postrouting priority 100; }; add rule %[1]s f pre meta l4proto { tcp, udp } dnat to %[2]s; "+
-					"add rule %[1]s f post oifname eth0 masquerade", word, r.addrs[i]))
-			}
-			for _, f := range netset.Families() {
-				if err := ask(t, p, netip.AddrPortFrom(q.addr(f), 80), patience); err != nil {
-					t.Errorf("%s: %v\n%s\n%s", f, err, a.dump(), b.dump())
-				}
-				via := &through{place: r, hop: q}
-				transfer(t, p, via, f, 8<<20)
-				echoes(t, p, via, f, 1200, 20)
-			}
-			b.counted(t, "tunnel_device", 100)
-		})
+	for name, with := range pairs() {
+		for _, outer := range netset.Families() {
+			t.Run("over"+outer.String()+"/"+name, func(t *testing.T) { forwardingPod(t, outer, with) })
+		}
 	}
+}
+
+func forwardingPod(t *testing.T, outer netset.Family, with []setup) {
+	t.Helper()
+	a, b, p, q := tunnelled(t, outer, with...)
+	r := a.addPod(tunnelMTU(outer))
+	a.apply()
+	hello(t, r)
+	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		q.ns.Sysctl(t, path, "1")
+	}
+	for i, word := range []string{"ip", "ip6"} {
+		q.ns.Run(t, "nft", fmt.Sprintf("add table %[1]s f; add chain %[1]s f pre { type nat hook prerouting priority -100; }; "+
+			"add chain %[1]s f post { type nat hook postrouting priority 100; }; add rule %[1]s f pre meta l4proto { tcp, udp } dnat to %[2]s; "+
+			"add rule %[1]s f post oifname eth0 masquerade", word, r.addrs[i]))
+	}
+	for _, f := range netset.Families() {
+		if err := ask(t, p, netip.AddrPortFrom(q.addr(f), 80), patience); err != nil {
+			t.Errorf("%s: %v\n%s\n%s", f, err, a.dump(), b.dump())
+		}
+		via := &through{place: r, hop: q}
+		transfer(t, p, via, f, 8<<20)
+		echoes(t, p, via, f, 1200, 20)
+	}
+	b.counted(t, "tunnel_device", 100)
 }
 
 // through is a place that is reached by another one's address.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/datapath/linux"
 	"weft/internal/model"
 	"weft/internal/netset"
 	"weft/internal/plan"
@@ -37,6 +38,38 @@ type node struct {
 	driver *Driver
 	pins   string
 	opts   []Option
+	netkit bool // new pods get netkit pairs
+}
+
+// setup changes how a node is made.
+type setup func(*node)
+
+func onClsact(n *node) { n.opts = append(n.opts, WithClsact()) }
+
+// onNetkit is for what a kernel without netkit need not show.
+func onNetkit(n *node) {
+	n.t.Helper()
+	n.netkit = true
+	var f *model.Feature
+	n.linux(func(d *linux.Driver) error {
+		f = d.Netkit()
+		return nil
+	})
+	if f.State != "active" {
+		n.t.Skip(f.Detail)
+	}
+}
+
+// linux lends a driver of links.
+func (n *node) linux(f func(*linux.Driver) error) {
+	n.t.Helper()
+	within(n.t, n.ns, func() error {
+		d, err := linux.New(slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		return errors.Join(f(d), d.Close())
+	})
 }
 
 type pod struct {
@@ -87,9 +120,9 @@ func within(tb testing.TB, ns *testkit.Netns, f func() error) {
 }
 
 // network joins two nodes by a veth of the given MTU. Nothing is applied yet.
-func network(tb testing.TB, mtu int, opts ...Option) (a, b *node) {
+func network(tb testing.TB, mtu int, with ...setup) (a, b *node) {
 	tb.Helper()
-	a, b = newNode(tb, 1, opts...), newNode(tb, 2, opts...)
+	a, b = newNode(tb, 1, with...), newNode(tb, 2, with...)
 	ip(tb, a.ns, fmt.Sprintf("link add %s mtu %d type veth peer name %s mtu %d netns %s", uplink, mtu, uplink, mtu, b.ns.Path()))
 	for _, n := range []*node{a, b} {
 		ip(tb, n.ns, fmt.Sprintf("addr add %s/24 dev %s\naddr add %s/64 dev %s nodad\nlink set %s up", n.addrs[0], uplink, n.addrs[1], uplink, uplink))
@@ -97,10 +130,10 @@ func network(tb testing.TB, mtu int, opts ...Option) (a, b *node) {
 	return a, b
 }
 
-func newNode(tb testing.TB, id int, opts ...Option) *node {
+func newNode(tb testing.TB, id int, with ...setup) *node {
 	tb.Helper()
 	n := &node{
-		t: tb, id: id, ns: testkit.New(tb), rows: rows{}, opts: opts,
+		t: tb, id: id, ns: testkit.New(tb), rows: rows{},
 		addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.168.7.%d", id)), netip.MustParseAddr(fmt.Sprintf("fd07::%d", id))},
 		pins:  filepath.Join(tb.TempDir(), "bpf"),
 	}
@@ -112,6 +145,9 @@ func newNode(tb testing.TB, id int, opts ...Option) *node {
 	})
 	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 		n.ns.Sysctl(tb, "net/"+path, "1")
+	}
+	for _, f := range with {
+		f(n)
 	}
 	return n
 }
@@ -142,17 +178,38 @@ func (n *node) addPod(mtu int) *pod {
 func (p *pod) link(mtu int) {
 	p.node.t.Helper()
 	n := p.node
+	if n.netkit {
+		p.netkit(mtu)
+	} else {
+		p.veth(mtu)
+	}
+	for i, a := range p.addrs {
+		ip(n.t, n.ns, fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev %s\nroute add %s dev %s src %s",
+			a, p.mac, p.hostIf, netset.Host(a), p.hostIf, n.addrs[i]))
+	}
+}
+
+func (p *pod) veth(mtu int) {
+	p.node.t.Helper()
+	n := p.node
 	ip(n.t, n.ns, fmt.Sprintf("link add %s mtu %d address %s type veth peer name eth0 mtu %d address %s netns %s\nlink set %s up",
 		p.hostIf, mtu, model.GatewayMAC, mtu, p.mac, p.ns.Path(), p.hostIf))
 	ip(n.t, p.ns, "link set eth0 up")
-	for i, a := range p.addrs {
+	for _, a := range p.addrs {
 		f := netset.Of(a)
 		gw := netset.Gateway(f)
 		ip(n.t, p.ns, fmt.Sprintf("addr add %s dev eth0 %s\nroute add %s dev eth0\nneigh replace %s lladdr %s nud permanent dev eth0\nroute add default via %s dev eth0",
 			netset.Host(a), map[bool]string{true: "nodad"}[f == netset.V6], netset.Host(gw), gw, model.GatewayMAC, gw))
-		ip(n.t, n.ns, fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev %s\nroute add %s dev %s src %s",
-			a, p.mac, p.hostIf, netset.Host(a), p.hostIf, n.addrs[i]))
 	}
+}
+
+// netkit makes a pod's link, and all inside, by datapath/linux: this machine's ip may not know netkit.
+func (p *pod) netkit(mtu int) {
+	p.node.t.Helper()
+	l := &plan.PodLink{HostIf: p.hostIf, Netns: p.ns.Path(), IfName: "eth0", MAC: p.mac, MTU: mtu, Addrs: p.addrs, Netkit: true}
+	p.node.linux(func(d *linux.Driver) error {
+		return d.Apply(p.node.t.Context(), rows{}, plan.Changes{Upsert: []plan.Row{l}})[l.Key()]
+	})
 }
 
 func (p *pod) row() *plan.Local { return &plan.Local{HostIf: p.hostIf, MAC: p.mac, Addrs: p.addrs} }

@@ -87,81 +87,86 @@ func (n *node) translate(service netip.Addr, port int, to *pod) {
 // TestTracked: replies of translated flows go back through the stack that translated them, for services and host ports, with
 // the backend on the same node and on another. Without tracking they do not: that is what it is for.
 func TestTracked(t *testing.T) {
-	for _, tunnel := range []bool{true, false} {
-		t.Run(map[bool]string{false: "direct", true: "tunnel"}[tunnel], func(t *testing.T) {
-			a, b := network(t, 1500)
-			client, near, far := a.addPod(1450), a.addPod(1450), b.addPod(1450)
-			if tunnel {
-				a.overlay(1450)
-				b.overlay(1450)
-			}
-			a.reach(b, netset.V4, tunnel, 1450)
-			b.reach(a, netset.V4, tunnel, 1450)
-			hello(t, near)
-			hello(t, far)
-			services := []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd96::1")}
-			for i, s := range services {
-				a.translate(s, 1000, near)
-				a.translate(s, 1001, far)
-				b.translate(b.addrs[i], 1002, far) // a host port
-			}
-			track := func(on bool) {
-				for _, n := range []*node{a, b} {
-					s := n.settings()
-					s.Tracked = on
-					n.want(s)
-					n.apply()
-				}
-			}
-			for i := range services {
-				for _, c := range []struct {
-					name string
-					to   netip.AddrPort
-				}{
-					{"service with a pod of the node", netip.AddrPortFrom(services[i], 1000)},
-					{"service with a pod of another node", netip.AddrPortFrom(services[i], 1001)},
-					{"host port of another node", netip.AddrPortFrom(b.addrs[i], 1002)},
-				} {
-					track(true)
-					for range 3 {
-						if err := ask(t, client, c.to, patience); err != nil {
-							t.Errorf("%s (%s): %v\n%s\n%s", c.name, c.to, err, a.dump(), b.dump())
-						}
-					}
-					track(false)
-					within(t, a.ns, func() error { return flush(a, b) })
-					if err := ask(t, client, c.to, 500*time.Millisecond); err == nil {
-						t.Errorf("%s (%s): answered without tracking: this test shows nothing", c.name, c.to)
-					}
-				}
-			}
+	for name, with := range pairs() {
+		for _, tunnel := range []bool{true, false} {
+			t.Run(map[bool]string{false: "direct", true: "tunnel"}[tunnel]+"/"+name, func(t *testing.T) { tracked(t, tunnel, with) })
+		}
+	}
+}
+
+func tracked(t *testing.T, tunnel bool, with []setup) {
+	t.Helper()
+	a, b := network(t, 1500, with...)
+	client, near, far := a.addPod(1450), a.addPod(1450), b.addPod(1450)
+	if tunnel {
+		a.overlay(1450)
+		b.overlay(1450)
+	}
+	a.reach(b, netset.V4, tunnel, 1450)
+	b.reach(a, netset.V4, tunnel, 1450)
+	hello(t, near)
+	hello(t, far)
+	services := []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd96::1")}
+	for i, s := range services {
+		a.translate(s, 1000, near)
+		a.translate(s, 1001, far)
+		b.translate(b.addrs[i], 1002, far) // a host port
+	}
+	track := func(on bool) {
+		for _, n := range []*node{a, b} {
+			s := n.settings()
+			s.Tracked = on
+			n.want(s)
+			n.apply()
+		}
+	}
+	for i := range services {
+		for _, c := range []struct {
+			name string
+			to   netip.AddrPort
+		}{
+			{"service with a pod of the node", netip.AddrPortFrom(services[i], 1000)},
+			{"service with a pod of another node", netip.AddrPortFrom(services[i], 1001)},
+			{"host port of another node", netip.AddrPortFrom(b.addrs[i], 1002)},
+		} {
 			track(true)
-			// One port of the client for a translated flow, and then for a direct one to the same pod.
-			for i, f := range netset.Families() {
-				for j, c := range []struct {
-					service netip.AddrPort
-					pod     *pod
-				}{
-					{netip.AddrPortFrom(services[i], 1000), near}, {netip.AddrPortFrom(services[i], 1001), far}, {netip.AddrPortFrom(b.addrs[i], 1002), far},
-				} {
-					port := 40000 + i*10 + j
-					if err := askFrom(t, client, port, c.service, patience); err != nil {
-						t.Errorf("%s from port %d: %v", c.service, port, err)
-					}
-					direct := netip.AddrPortFrom(c.pod.addr(f), 80)
-					if err := askFrom(t, client, port, direct, patience); err != nil {
-						t.Errorf("%s from port %d, which a flow to %s had: %v", direct, port, c.service, err)
-					}
+			for range 3 {
+				if err := ask(t, client, c.to, patience); err != nil {
+					t.Errorf("%s (%s): %v\n%s\n%s", c.name, c.to, err, a.dump(), b.dump())
 				}
 			}
-			before := a.driver.Stats()
-			talk(t, client, far)
-			talk(t, client, near)
-			after := a.driver.Stats()
-			if fast, slow := after["local"]-before["local"], after["stack_tracked"]-before["stack_tracked"]; fast < 100 || slow > fast {
-				t.Errorf("of untranslated packets %d were delivered directly and %d left to the stack", fast, slow)
+			track(false)
+			within(t, a.ns, func() error { return flush(a, b) })
+			if err := ask(t, client, c.to, 500*time.Millisecond); err == nil {
+				t.Errorf("%s (%s): answered without tracking: this test shows nothing", c.name, c.to)
 			}
-		})
+		}
+	}
+	track(true)
+	// One port of the client for a translated flow, and then for a direct one to the same pod.
+	for i, f := range netset.Families() {
+		for j, c := range []struct {
+			service netip.AddrPort
+			pod     *pod
+		}{
+			{netip.AddrPortFrom(services[i], 1000), near}, {netip.AddrPortFrom(services[i], 1001), far}, {netip.AddrPortFrom(b.addrs[i], 1002), far},
+		} {
+			port := 40000 + i*10 + j
+			if err := askFrom(t, client, port, c.service, patience); err != nil {
+				t.Errorf("%s from port %d: %v", c.service, port, err)
+			}
+			direct := netip.AddrPortFrom(c.pod.addr(f), 80)
+			if err := askFrom(t, client, port, direct, patience); err != nil {
+				t.Errorf("%s from port %d, which a flow to %s had: %v", direct, port, c.service, err)
+			}
+		}
+	}
+	before := a.driver.Stats()
+	talk(t, client, far)
+	talk(t, client, near)
+	after := a.driver.Stats()
+	if fast, slow := after["local"]-before["local"], after["stack_tracked"]-before["stack_tracked"]; fast < 100 || slow > fast {
+		t.Errorf("of untranslated packets %d were delivered directly and %d left to the stack", fast, slow)
 	}
 }
 

@@ -159,7 +159,7 @@ func (a *attacher) missing(h hooked, filters bool) string {
 		if err != nil {
 			continue
 		}
-		if tcx := info.TCX(); tcx != nil && int(tcx.Ifindex) != h.index {
+		if !h.holds(info) {
 			return fmt.Sprintf("the program was detached from %s %s", h.dev, dir.name)
 		}
 	}

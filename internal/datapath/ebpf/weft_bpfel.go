@@ -192,32 +192,33 @@ type weftWeftSlot struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	weftMapAddresses    = "addresses"
-	weftMapConns        = "conns"
-	weftMapDenials      = "denials"
-	weftMapFrags        = "frags"
-	weftMapLists        = "lists"
-	weftMapLocals       = "locals"
-	weftMapMatches      = "matches"
-	weftMapMembers      = "members"
-	weftMapNetworks     = "networks"
-	weftMapNumbers      = "numbers"
-	weftMapPace         = "pace"
-	weftMapPeers        = "peers"
-	weftMapRemotes      = "remotes"
-	weftMapRulestats    = "rulestats"
-	weftMapSets         = "sets"
-	weftMapSettings     = "settings"
-	weftMapSlots        = "slots"
-	weftMapStats        = "stats"
-	weftMapTrack        = "track"
-	weftMapVips         = "vips"
-	weftProgFromNet     = "from_net"
-	weftProgFromOverlay = "from_overlay"
-	weftProgFromPod     = "from_pod"
-	weftProgToNet       = "to_net"
-	weftProgToOverlay   = "to_overlay"
-	weftProgToPod       = "to_pod"
+	weftMapAddresses      = "addresses"
+	weftMapConns          = "conns"
+	weftMapDenials        = "denials"
+	weftMapFrags          = "frags"
+	weftMapLists          = "lists"
+	weftMapLocals         = "locals"
+	weftMapMatches        = "matches"
+	weftMapMembers        = "members"
+	weftMapNetworks       = "networks"
+	weftMapNumbers        = "numbers"
+	weftMapPace           = "pace"
+	weftMapPeers          = "peers"
+	weftMapRemotes        = "remotes"
+	weftMapRulestats      = "rulestats"
+	weftMapSets           = "sets"
+	weftMapSettings       = "settings"
+	weftMapSlots          = "slots"
+	weftMapStats          = "stats"
+	weftMapTrack          = "track"
+	weftMapVips           = "vips"
+	weftProgFromNet       = "from_net"
+	weftProgFromOverlay   = "from_overlay"
+	weftProgFromPod       = "from_pod"
+	weftProgFromPodNetkit = "from_pod_netkit"
+	weftProgToNet         = "to_net"
+	weftProgToOverlay     = "to_overlay"
+	weftProgToPod         = "to_pod"
 )
 
 // loadWeft returns the embedded CollectionSpec for weft.
@@ -262,12 +263,13 @@ type weftSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type weftProgramSpecs struct {
-	FromNet     *ebpf.ProgramSpec `ebpf:"from_net"`
-	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
-	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
-	ToNet       *ebpf.ProgramSpec `ebpf:"to_net"`
-	ToOverlay   *ebpf.ProgramSpec `ebpf:"to_overlay"`
-	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
+	FromNet       *ebpf.ProgramSpec `ebpf:"from_net"`
+	FromOverlay   *ebpf.ProgramSpec `ebpf:"from_overlay"`
+	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
+	FromPodNetkit *ebpf.ProgramSpec `ebpf:"from_pod_netkit"`
+	ToNet         *ebpf.ProgramSpec `ebpf:"to_net"`
+	ToOverlay     *ebpf.ProgramSpec `ebpf:"to_overlay"`
+	ToPod         *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
 
 // weftMapSpecs contains maps before they are loaded into the kernel.
@@ -299,7 +301,8 @@ type weftMapSpecs struct {
 // weftVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type weftVariableSpecs struct{}
+type weftVariableSpecs struct {
+}
 
 // weftObjects contains all objects after they have been loaded into the kernel.
 //
@@ -371,18 +374,20 @@ func (m *weftMaps) Close() error {
 // weftVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
-type weftVariables struct{}
+type weftVariables struct {
+}
 
 // weftPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
 type weftPrograms struct {
-	FromNet     *ebpf.Program `ebpf:"from_net"`
-	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
-	FromPod     *ebpf.Program `ebpf:"from_pod"`
-	ToNet       *ebpf.Program `ebpf:"to_net"`
-	ToOverlay   *ebpf.Program `ebpf:"to_overlay"`
-	ToPod       *ebpf.Program `ebpf:"to_pod"`
+	FromNet       *ebpf.Program `ebpf:"from_net"`
+	FromOverlay   *ebpf.Program `ebpf:"from_overlay"`
+	FromPod       *ebpf.Program `ebpf:"from_pod"`
+	FromPodNetkit *ebpf.Program `ebpf:"from_pod_netkit"`
+	ToNet         *ebpf.Program `ebpf:"to_net"`
+	ToOverlay     *ebpf.Program `ebpf:"to_overlay"`
+	ToPod         *ebpf.Program `ebpf:"to_pod"`
 }
 
 func (p *weftPrograms) Close() error {
@@ -390,6 +395,7 @@ func (p *weftPrograms) Close() error {
 		p.FromNet,
 		p.FromOverlay,
 		p.FromPod,
+		p.FromPodNetkit,
 		p.ToNet,
 		p.ToOverlay,
 		p.ToPod,

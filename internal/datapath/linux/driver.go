@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/internal/datapath/linux/rtnl"
+	"weft/internal/model"
 	"weft/internal/plan"
 )
 
@@ -47,6 +48,7 @@ type Driver struct {
 	// failed are the wanted rows that it refused, told those of have that Watch found changed.
 	failed map[plan.Key]plan.Row
 	told   map[plan.Key]bool
+	netkit *model.Feature // nil: the kernel has not been asked yet
 }
 
 // New returns a driver for the calling thread's network namespace.

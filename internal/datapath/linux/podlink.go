@@ -13,7 +13,8 @@ import (
 	"weft/internal/plan"
 )
 
-const vethPeer = 1 // VETH_INFO_PEER: struct ifinfomsg and attributes of the other end
+// pairPeer is VETH_INFO_PEER, and IFLA_NETKIT_PEER_INFO: struct ifinfomsg and attributes of the other end.
+const pairPeer = 1
 
 // IPv4 settings of a device that can be set by netlink (IFLA_INET_CONF, linux/ip.h).
 const (
@@ -29,7 +30,7 @@ var (
 	errWrongPeer = errors.New("the other end is elsewhere")
 )
 
-// setPodLink makes a pod's veth pair and its insides.
+// setPodLink makes a pod's veth or netkit pair and its insides. A pair that is there stays, of whichever kind it is.
 //
 // The host side is ours by its alias "weft:<endpoint id>"; Sweep deletes it with all of its insides. If the agent dies
 // before the alias is set, the link is known by our group and MAC and by having no alias; if it dies before the
@@ -45,7 +46,7 @@ func (a *apply) setPodLink(l *plan.PodLink) error {
 		return fmt.Errorf("find link %s: %w", l.HostIf, err)
 	case host == nil:
 		return fmt.Errorf("make link %s: interface %s exists already in %s: %w", l.HostIf, l.IfName, l.Netns, unix.EEXIST)
-	case !ours(host) || host.Kind != "veth":
+	case !ours(host) || host.Kind != kindVeth && host.Kind != kindNetkit:
 		return fmt.Errorf("make link %s: a foreign interface has that name (kind %q, alias %q)", l.HostIf, host.Kind, host.Alias)
 	}
 	a.index[l.HostIf] = host.Index
@@ -72,7 +73,11 @@ func (a *apply) createPodLink(l *plan.PodLink) error {
 	defer func() { _ = unix.Close(ns) }()
 	// Nothing but a question may follow in the same batch: the kernel would go on after a failure and change the
 	// link that has the name.
-	rep := a.nl.Do(vethRequest(l, ns), rtnl.GetLink(0, l.HostIf))
+	kind := kindVeth
+	if l.Netkit && a.d.hasNetkit().State == "active" {
+		kind = kindNetkit
+	}
+	rep := a.nl.Do(pairRequest(l, ns, kind), rtnl.GetLink(0, l.HostIf))
 	switch err := rep[0].Err; {
 	case rtnl.IsErrno(err, unix.EEXIST):
 		return errNameTaken
@@ -144,8 +149,8 @@ func refuseAdvertisements(dev string) error {
 	return nil
 }
 
-// vethRequest is the one message that makes the pair with the peer in its place.
-func vethRequest(l *plan.PodLink, ns int) *rtnl.Request {
+// pairRequest is the one message that makes the pair with the peer in its place.
+func pairRequest(l *plan.PodLink, ns int, kind string) *rtnl.Request {
 	r := rtnl.NewRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, rtnl.IfInfo(0, 0, 0))
 	// One queue: the default is one for each possible CPU, allocated and never used.
 	end := func(name string, mac model.MAC) {
@@ -155,9 +160,13 @@ func vethRequest(l *plan.PodLink, ns int) *rtnl.Request {
 	end(l.HostIf, model.GatewayMAC)
 	r.U32(unix.IFLA_GROUP, Group)
 	return r.Nest(unix.IFLA_LINKINFO, func() {
-		r.Text(unix.IFLA_INFO_KIND, "veth")
+		r.Text(unix.IFLA_INFO_KIND, kind)
 		r.Nest(unix.IFLA_INFO_DATA, func() {
-			r.Nest(vethPeer, func() {
+			if kind == kindNetkit {
+				r.U32(unix.IFLA_NETKIT_MODE, unix.NETKIT_L2)
+				closed(r)
+			}
+			r.Nest(pairPeer, func() {
 				r.Raw(rtnl.IfInfo(0, 0, 0))
 				end(l.IfName, l.MAC)
 				r.U32(unix.IFLA_NET_NS_FD, ns)
@@ -221,7 +230,7 @@ func (a *apply) repairPodLink(l *plan.PodLink, host *rtnl.Link) error {
 	if err != nil {
 		return fmt.Errorf("find %s in %s: %w", l.IfName, l.Netns, err)
 	}
-	if peer == nil || peer.Kind != "veth" || peer.Peer != host.Index || peer.Name != l.IfName {
+	if peer == nil || peer.Kind != host.Kind || peer.Peer != host.Index || peer.Name != l.IfName {
 		return errWrongPeer
 	}
 	if err := a.repairHost(l, host); err != nil {
@@ -246,6 +255,9 @@ func (a *apply) repairHost(l *plan.PodLink, host *rtnl.Link) error {
 	}
 	if host.Master != 0 {
 		todo = append(todo, rtnl.SetLink(host.Index, 0).U32(unix.IFLA_MASTER, 0))
+	}
+	if !isClosed(host) {
+		todo = append(todo, closePod(host.Index))
 	}
 	if !host.Up {
 		todo = append(todo, noAddrGen(host.Index), rtnl.SetLink(host.Index, unix.IFF_UP))

@@ -80,9 +80,13 @@ func mark(t *testing.T, n *testkit.Netns, name string, heard func() string) {
 	t.Fatal("ip monitor does not start")
 }
 
-func TestIdempotent(t *testing.T) {
-	n, a := newNode(t), testkit.New(t)
+func TestIdempotent(t *testing.T) { eachPair(t, idempotent) }
+
+func idempotent(t *testing.T, n *node, netkit bool) {
+	t.Helper()
+	a := testkit.New(t)
 	l := podLink(a, 1)
+	l.Netkit = netkit
 	l.Narrow = []plan.RouteMTU{{Dst: netip.MustParsePrefix("10.1.0.0/24"), MTU: 1400}, {Dst: netip.MustParsePrefix("fd01::/64"), MTU: 1390}}
 	l.Ingress, l.Egress = model.Rate{Bits: 10e6}, model.Rate{Bits: 40e9}
 	n.apply(podRows(l)...)
@@ -99,9 +103,13 @@ func TestIdempotent(t *testing.T) {
 	}
 }
 
-func TestRepairInside(t *testing.T) {
-	n, a := newNode(t), testkit.New(t)
+func TestRepairInside(t *testing.T) { eachPair(t, repairInside) }
+
+func repairInside(t *testing.T, n *node, netkit bool) {
+	t.Helper()
+	a := testkit.New(t)
 	l := podLink(a, 1)
+	l.Netkit = netkit
 	l.Narrow = []plan.RouteMTU{{Dst: netip.MustParsePrefix("10.1.0.0/24"), MTU: 1400}, {Dst: netip.MustParsePrefix("fd01::/64"), MTU: 1390}}
 	l.Egress = model.Rate{Bits: 10e6}
 	n.apply(podRows(l)...)
@@ -203,10 +211,14 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-func TestNameTaken(t *testing.T) {
-	n, a := newNode(t), testkit.New(t)
+func TestNameTaken(t *testing.T) { eachPair(t, nameTaken) }
+
+func nameTaken(t *testing.T, n *node, netkit bool) {
+	t.Helper()
+	a := testkit.New(t)
 	testkit.NoLeaks(t, []*testkit.Netns{a})
 	l := podLink(a, 1)
+	l.Netkit = netkit
 	fails := func(what string, words ...string) {
 		t.Helper()
 		err := n.try(l)

@@ -265,6 +265,8 @@ func (d *Driver) checkPodLink(p *plan.PodLink) string {
 		if _, err := os.Stat(p.Netns); err != nil {
 			return "" // the pod is gone and took the link along; its deletion is on its way
 		}
+	} else if what == "" && !isClosed(l) {
+		what = fmt.Sprintf("policy of link %s was changed: without a program, all would leave the pod", p.HostIf)
 	} else if what == "" && (l.Qdisc == "tbf") != (p.Ingress.Bits != 0) {
 		what = fmt.Sprintf("rate limit of link %s was changed (queue %s)", p.HostIf, l.Qdisc)
 	}

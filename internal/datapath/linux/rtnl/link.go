@@ -29,7 +29,7 @@ type Link struct {
 	Alias   string
 	Group   int
 	Kind    string
-	Peer    int    // index of a veth's other end, in its own namespace
+	Peer    int    // index of a pair's other end, in its own namespace
 	Qdisc   string // of the root
 	Master  int
 	Data    []byte // attributes of the kind (IFLA_INFO_DATA)
