@@ -24,7 +24,7 @@ static __noinline int unknown_source(struct __sk_buff *skb)
 static __always_inline int send_remote(struct __sk_buff *skb, const struct weft_settings *s,
 				       const struct weft_remote *to, const struct weft_packet *p)
 {
-	if (too_big(skb, p, to->mtu))
+	if (too_big(skb, p, to->mtu, to->tunnel ? s->overlay : s->underlay))
 		return verdict(WEFT_STACK_MTU, TCX_NEXT);
 	ip_forwarded(skb, p->ip, p->family);
 	if (!to->tunnel) {

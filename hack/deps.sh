@@ -6,10 +6,10 @@ set -euo pipefail
 
 packages() {
 	case "$1" in
-	test) echo iproute2 nftables iputils-ping ethtool kmod strace gcc libc6-dev ;;
+	test) echo iproute2 nftables iputils-ping ethtool conntrack kmod strace gcc libc6-dev ;;
 	gen) echo clang-19 llvm-19 clang-format-19 libbpf-dev linux-libc-dev ;;
 	lint) echo shellcheck ;;
-	vm) echo qemu-system-x86 dpkg xz-utils zstd strace ;;
+	vm) echo qemu-system-x86 dpkg xz-utils zstd iproute2 nftables iputils-ping ethtool conntrack iptables strace ;;
 	bench) echo iproute2 nftables ethtool ;;
 	e2e) echo iproute2 nftables iputils-ping kmod gcc libc6-dev libseccomp-dev pkg-config busybox-static bash dash curl netcat-openbsd bind9-dnsutils tcpdump ;;
 	*)

@@ -43,10 +43,21 @@ static __always_inline int to_neighbour(const struct weft_settings *s, const str
 }
 
 /*
- * too_big says whether a packet, or the largest that GSO will make of it, exceeds an MTU. What is not TCP
- * counts a UDP header.
+ * list_too_big is too_big for a list of packets. Only the kernel knows their sizes, and compares them with the MTU of a
+ * device: where the path is narrower than that, the stack has to look.
  */
-static __always_inline bool too_big(struct __sk_buff *skb, const struct weft_packet *p, __u32 mtu)
+static __noinline int list_too_big(struct __sk_buff *skb, __u32 mtu, __u32 dev)
+{
+	__u32 widest = 0;
+
+	return bpf_check_mtu(skb, dev, &widest, 0, BPF_MTU_CHK_SEGS) || widest > mtu;
+}
+
+/*
+ * too_big says whether a packet, or the largest that GSO will make of it, exceeds an MTU on its way to a device. What
+ * is not TCP counts a UDP header.
+ */
+static __always_inline bool too_big(struct __sk_buff *skb, const struct weft_packet *p, __u32 mtu, __u32 dev)
 {
 	__u32 len = skb->len - ETH_LEN;
 	__u8 offset;
@@ -55,6 +66,8 @@ static __always_inline bool too_big(struct __sk_buff *skb, const struct weft_pac
 		return false;
 	if (!skb->gso_size)
 		return true;
+	if (skb->gso_size == GSO_BY_FRAGS)
+		return list_too_big(skb, mtu, dev);
 	len = p->l4 - ETH_LEN + skb->gso_size;
 	if (p->proto != IPPROTO_TCP)
 		return len + sizeof(struct weft_udp) > mtu;

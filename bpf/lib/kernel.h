@@ -9,6 +9,7 @@
 typedef unsigned char __u8;
 typedef unsigned short __u16;
 typedef unsigned int __u32;
+typedef int __s32;
 typedef unsigned long long __u64;
 typedef _Bool bool;
 typedef __u16 __be16; /* in network byte order */
@@ -128,6 +129,12 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 #define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
 #define BPF_F_ADJ_ROOM_ENCAP_L2(len) ((__u64)(len) << 56)
 
+/* bpf_check_mtu() */
+#define BPF_MTU_CHK_SEGS (1U << 0)
+
+/* skb->gso_size of a superpacket that is a list of packets, each with a size of its own: SCTP's. */
+#define GSO_BY_FRAGS 0xffff
+
 /* bpf_csum_level() */
 #define BPF_CSUM_LEVEL_DEC 2
 
@@ -175,4 +182,6 @@ static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static long (*bpf_csum_level)(struct __sk_buff *skb, __u64 level) = (void *)135;
 static long (*bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) = (void *)152;
 static long (*bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
+static long (*bpf_check_mtu)(struct __sk_buff *skb, __u32 ifindex, __u32 *mtu, __s32 len_diff,
+			     __u64 flags) = (void *)163;
 static long (*bpf_loop)(__u32 times, void *callback, void *ctx, __u64 flags) = (void *)181;

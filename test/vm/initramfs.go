@@ -155,7 +155,7 @@ func (a *archive) close() error {
 // programs are those of this host that tests may call.
 func programs() []string {
 	return strings.Fields(`ip tc bridge ss nstat nft ping ethtool conntrack sysctl unshare nsenter mount umount
-		sh bash cat ls sleep true false echo env tcpdump iptables ip6tables ipset iperf3 find grep sed kill ps strace`)
+		sh bash cat ls sleep true false echo env tcpdump iptables ip6tables iptables-legacy ip6tables-legacy ipset iperf3 find grep sed kill ps strace`)
 }
 
 // initramfs writes the machine's root file system.
@@ -180,6 +180,10 @@ func initramfs(ctx context.Context, file string, k kernel, s suite) error {
 	}
 	for _, p := range programs() {
 		a.program(ctx, p)
+	}
+	// What iptables loads for each target.
+	if plugins, _ := filepath.Glob("/usr/lib/*/xtables"); len(plugins) == 1 {
+		a.tree(plugins[0], plugins[0])
 	}
 	a.add("/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	a.add("/etc/group", 0o644, []byte("root:x:0:\n"))

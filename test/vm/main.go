@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -35,9 +37,9 @@ func series() map[string]string {
 	return map[string]string{"6.1": "bookworm", "6.12": "bookworm-backports"}
 }
 
-// packages are tested by default: what depends on the kernel, and no more.
+// packages are tested by default: what depends on the kernel, and whole agents.
 func packages() []string {
-	return []string{"./internal/datapath/linux", "./internal/datapath/nft", "./internal/datapath/ebpf", "./internal/mesh"}
+	return []string{"./internal/datapath/linux", "./internal/datapath/nft", "./internal/datapath/ebpf", "./internal/mesh", "./internal/agent"}
 }
 
 func main() {
@@ -73,16 +75,28 @@ func test(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, s := range o.kernels {
+	// A machine takes one processor of the host. Lines of several would be mixed up.
+	limit := max(1, runtime.NumCPU())
+	if o.verbose {
+		limit = 1
+	}
+	turn := make(chan struct{}, limit)
+	errs := make([]error, len(o.kernels))
+	var wg sync.WaitGroup
+	for i, s := range o.kernels {
 		k, err := fetch(ctx, s)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("kernel %s: %w", s, err))
+			errs[i] = fmt.Errorf("kernel %s: %w", s, err)
 			continue
 		}
-		if err := boot(ctx, dir, k, suite, o); err != nil {
-			errs = append(errs, fmt.Errorf("kernel %s: %w", k.release, err))
-		}
+		turn <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turn }()
+			if err := boot(ctx, dir, k, suite, o); err != nil {
+				errs[i] = fmt.Errorf("kernel %s: %w", k.release, err)
+			}
+		})
 	}
+	wg.Wait()
 	return errors.Join(errs...)
 }

@@ -22,7 +22,7 @@ func wanted() []string {
 		nft_fib_ipv4 nft_fib_ipv6 nft_fib_inet nft_reject nft_reject_inet nft_reject_ipv4 nft_reject_ipv6 nft_limit nft_log nft_numgen
 		nft_hash nft_socket nft_tproxy nft_objref nft_quota nft_connlimit nft_compat nft_meta_bridge nf_tables_set
 		ip_tables ip6_tables iptable_nat iptable_filter ip6table_nat ip6table_filter xt_MASQUERADE xt_comment xt_mark xt_conntrack xt_nat
-		sctp inet_diag tcp_diag udp_diag openvswitch xfrm_user esp4 esp6 overlay af_packet`)
+		crc32c_generic hmac md5 sha1_generic sha256_generic sctp sctp_diag inet_diag tcp_diag udp_diag openvswitch xfrm_user esp4 esp6 overlay af_packet`)
 }
 
 // module is one file of the kernel's module directory.

@@ -171,37 +171,41 @@ func (v *verdict) count(result, name string) {
 
 // report prints one line for a package, and everything that it said if it failed.
 func (v *verdict) report(release, status string, took time.Duration) {
+	var b strings.Builder // written at once: another machine may be writing, too
 	word := "ok  "
 	if status != "0" || v.passed == 0 {
 		word = "FAIL"
 		if !v.verbose {
-			fmt.Fprintln(v.out, strings.Join(v.held, "\n"))
+			fmt.Fprintln(&b, strings.Join(v.held, "\n"))
 		}
 	}
 	if status == "0" && v.passed == 0 {
 		v.failed = append(v.failed, v.pkg+": no test ran")
 	}
-	fmt.Fprintf(v.out, "%s %s on %s: %d passed, %d skipped in %.1f s\n", word, v.pkg, release, v.passed, len(v.skipped), took.Seconds())
+	fmt.Fprintf(&b, "%s %s on %s: %d passed, %d skipped in %.1f s\n", word, v.pkg, release, v.passed, len(v.skipped), took.Seconds())
 	for _, name := range v.skipped {
-		fmt.Fprintf(v.out, "     skipped: %s: %s\n", name, v.reason(name))
+		fmt.Fprintf(&b, "     skipped: %s: %s\n", name, v.reason(name))
 	}
+	_, _ = io.WriteString(v.out, b.String())
 }
 
-// reason finds what a skipped test said, the line after or before its result.
+// reason finds what a skipped test said last: while it ran, or beside its result.
 func (v *verdict) reason(name string) string {
+	said := regexp.MustCompile(`^\s*(\S+\.go:\d+: .*)`)
+	now, why := "", "no reason given"
 	for i, line := range v.held {
-		if !strings.Contains(line, "--- SKIP: "+name+" ") {
-			continue
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "===" {
+			now = f[2]
 		}
-		for _, j := range []int{i - 1, i + 1} {
-			if j >= 0 && j < len(v.held) {
-				if l := strings.TrimSpace(v.held[j]); regexp.MustCompile(`^\S+\.go:\d+: `).MatchString(l) {
-					return l
-				}
-			}
+		near := strings.Contains(line, "--- SKIP: "+name+" ") && i+1 < len(v.held)
+		if near {
+			line = v.held[i+1]
+		}
+		if m := said.FindStringSubmatch(line); m != nil && (near || now == name) {
+			why = m[1]
 		}
 	}
-	return "no reason given"
+	return why
 }
 
 // err says why the run as a whole is no success, nil if it is.

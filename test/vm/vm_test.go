@@ -18,7 +18,11 @@ func TestVerdict(t *testing.T) {
 		{"nothing ran", "@weft begin p\ntesting: warning: no tests to run\nPASS\n@weft end p 0\n", "no test ran", "FAIL p"},
 		{"panics half-way", "@weft begin p\n--- PASS: TestA (0.00s)\nfatal error\n", "did not end", ""},
 		{"kernel died early", "", "p was not run", ""},
-		{"skips", "@weft begin p\n--- PASS: TestA (0.00s)\n    a_test.go:3: no netkit\n--- SKIP: TestB (0.00s)\n@weft end p 0\n", "", "TestB: a_test.go:3: no netkit"},
+		{"skips", "@weft begin p\n--- PASS: TestA (0.00s)\n=== RUN   TestB\n    a_test.go:3: no netkit\n--- SKIP: TestB (0.00s)\n@weft end p 0\n", "", "TestB: a_test.go:3: no netkit"},
+		{
+			"skips within", "@weft begin p\n=== RUN   TestA\n=== RUN   TestA/x\n    a_test.go:3: no netkit\n=== RUN   TestA/y\n    a_test.go:5: done\n" +
+				"--- PASS: TestA (0.00s)\n    --- SKIP: TestA/x (0.00s)\n    --- PASS: TestA/y (0.00s)\n@weft end p 0\n", "", "TestA/x: a_test.go:3: no netkit",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var shown strings.Builder

@@ -393,8 +393,8 @@ func TestPolicyService(t *testing.T) {
 				}
 			}
 			for _, s := range services {
-				a.translate(s, 1000, near)
-				a.translate(s, 1001, far)
+				a.translate("tcp", s, 1000, near)
+				a.translate("tcp", s, 1001, far)
 				a.want(&plan.VIP{Addr: s})
 			}
 			try := func(when string, nearOK, farOK bool) {

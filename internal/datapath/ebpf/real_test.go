@@ -105,18 +105,52 @@ func TestDirect(t *testing.T) {
 	}
 }
 
+// way is how two nodes reach each other's pods: directly, or by a tunnel between the addresses of a family.
+type way struct {
+	name   string
+	tunnel bool
+	outer  netset.Family
+}
+
+func ways() []way {
+	out := []way{{name: "direct", outer: netset.V4}}
+	for _, f := range netset.Families() {
+		out = append(out, way{"over" + f.String(), true, f})
+	}
+	return out
+}
+
+// join connects two nodes, with a pod on each.
+func (w way) join(a, b *node) (p, q *pod) {
+	mtu := 1500
+	if w.tunnel {
+		mtu = tunnelMTU(w.outer)
+	}
+	p, q = a.addPod(mtu), b.addPod(mtu)
+	if w.tunnel {
+		a.overlay(mtu)
+		b.overlay(mtu)
+	}
+	a.reach(b, w.outer, w.tunnel, mtu)
+	b.reach(a, w.outer, w.tunnel, mtu)
+	a.apply()
+	b.apply()
+	return p, q
+}
+
+// counter is what goes up for each packet that is sent that way.
+func (w way) counter() string {
+	if w.tunnel {
+		return "tunnel"
+	}
+	return "direct"
+}
+
 // tunnelled is two nodes with a tunnel between the addresses of a family, and a pod on each.
 func tunnelled(tb testing.TB, outer netset.Family, with ...setup) (a, b *node, p, q *pod) {
 	tb.Helper()
 	a, b = network(tb, 1500, with...)
-	mtu := tunnelMTU(outer)
-	p, q = a.addPod(mtu), b.addPod(mtu)
-	a.overlay(mtu)
-	b.overlay(mtu)
-	a.reach(b, outer, true, mtu)
-	b.reach(a, outer, true, mtu)
-	a.apply()
-	b.apply()
+	p, q = way{tunnel: true, outer: outer}.join(a, b)
 	return a, b, p, q
 }
 

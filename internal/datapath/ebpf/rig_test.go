@@ -33,6 +33,7 @@ type node struct {
 	id     int
 	ns     *testkit.Netns
 	addrs  []netip.Addr
+	under  string // the underlay's device
 	pods   []*pod
 	rows   rows
 	driver *Driver
@@ -125,15 +126,21 @@ func network(tb testing.TB, mtu int, with ...setup) (a, b *node) {
 	a, b = newNode(tb, 1, with...), newNode(tb, 2, with...)
 	ip(tb, a.ns, fmt.Sprintf("link add %s mtu %d type veth peer name %s mtu %d netns %s", uplink, mtu, uplink, mtu, b.ns.Path()))
 	for _, n := range []*node{a, b} {
-		ip(tb, n.ns, fmt.Sprintf("addr add %s/24 dev %s\naddr add %s/64 dev %s nodad\nlink set %s up", n.addrs[0], uplink, n.addrs[1], uplink, uplink))
+		n.address()
 	}
 	return a, b
+}
+
+// address gives the underlay's device the node's addresses.
+func (n *node) address() {
+	n.t.Helper()
+	ip(n.t, n.ns, fmt.Sprintf("addr add %[1]s/24 dev %[3]s\naddr add %[2]s/64 dev %[3]s nodad\nlink set %[3]s up", n.addrs[0], n.addrs[1], n.under))
 }
 
 func newNode(tb testing.TB, id int, with ...setup) *node {
 	tb.Helper()
 	n := &node{
-		t: tb, id: id, ns: testkit.New(tb), rows: rows{},
+		t: tb, id: id, ns: testkit.New(tb), rows: rows{}, under: uplink,
 		addrs: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.168.7.%d", id)), netip.MustParseAddr(fmt.Sprintf("fd07::%d", id))},
 		pins:  filepath.Join(tb.TempDir(), "bpf"),
 	}
@@ -229,7 +236,7 @@ func (n *node) overlay(mtu int) {
 }
 
 func (n *node) settings() *plan.Settings {
-	s := &plan.Settings{GatewayMAC: model.GatewayMAC, VNI: 1, Port: vxlanPort, Underlay: uplink, Addrs: n.addrs}
+	s := &plan.Settings{GatewayMAC: model.GatewayMAC, VNI: 1, Port: vxlanPort, Underlay: n.under, Addrs: n.addrs}
 	if n.rows[plan.Key{Kind: plan.KindHook, Name: overlayDev}] != nil {
 		s.Overlay = overlayDev
 	}
@@ -239,7 +246,7 @@ func (n *node) settings() *plan.Settings {
 // reach adds rows and routes to another node: by a tunnel between the addresses of the outer family, or directly.
 func (n *node) reach(peer *node, outer netset.Family, tunnel bool, mtu int) {
 	n.t.Helper()
-	n.want(n.settings(), &plan.Hook{Dev: uplink, Role: plan.RoleUnderlay})
+	n.want(n.settings(), &plan.Hook{Dev: n.under, Role: plan.RoleUnderlay})
 	for i, c := range peer.podCIDRs() {
 		r := &plan.Remote{Prefix: c, Via: peer.addrs[i], Tunnel: tunnel, MTU: mtu}
 		if tunnel {
@@ -247,7 +254,7 @@ func (n *node) reach(peer *node, outer netset.Family, tunnel bool, mtu int) {
 			ip(n.t, n.ns, fmt.Sprintf("route add %s dev %s src %s mtu %d", c, overlayDev, n.addrs[i], mtu))
 			n.want(&plan.Remote{Prefix: netset.Host(peer.addrs[i]), Via: r.Via, Tunnel: true, OnLink: true, VTEPMAC: model.GatewayMAC, MTU: mtu})
 		} else {
-			ip(n.t, n.ns, fmt.Sprintf("route add %s via %s dev %s onlink", c, peer.addrs[i], uplink))
+			ip(n.t, n.ns, fmt.Sprintf("route add %s via %s dev %s onlink", c, peer.addrs[i], n.under))
 			n.want(&plan.Remote{Prefix: netset.Host(peer.addrs[i]), Via: peer.addrs[i], MTU: mtu})
 		}
 		n.want(r)

@@ -71,7 +71,7 @@ func askFrom(t *testing.T, from place, port int, to netip.AddrPort, within time.
 }
 
 // translate sends a service's address and port to a pod, as kube-proxy does: in the node's stack, before routing.
-func (n *node) translate(service netip.Addr, port int, to *pod) {
+func (n *node) translate(network string, service netip.Addr, port int, to *pod) {
 	n.t.Helper()
 	f := netset.Of(service)
 	word := map[netset.Family]string{netset.V4: "ip", netset.V6: "ip6"}[f]
@@ -79,7 +79,7 @@ func (n *node) translate(service netip.Addr, port int, to *pod) {
 	rules := strings.Join([]string{
 		"add table " + table,
 		fmt.Sprintf("add chain %s pre { type nat hook prerouting priority -100; }", table),
-		fmt.Sprintf("add rule %s pre %s daddr %s tcp dport %d dnat to %s", table, word, service, port, netip.AddrPortFrom(to.addr(f), 80)),
+		fmt.Sprintf("add rule %s pre %s daddr %s %s dport %d dnat to %s", table, word, service, network, port, netip.AddrPortFrom(to.addr(f), 80)),
 	}, ";")
 	n.ns.Run(n.t, "nft", rules)
 }
@@ -108,9 +108,9 @@ func tracked(t *testing.T, tunnel bool, with []setup) {
 	hello(t, far)
 	services := []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd96::1")}
 	for i, s := range services {
-		a.translate(s, 1000, near)
-		a.translate(s, 1001, far)
-		b.translate(b.addrs[i], 1002, far) // a host port
+		a.translate("tcp", s, 1000, near)
+		a.translate("tcp", s, 1001, far)
+		b.translate("tcp", b.addrs[i], 1002, far) // a host port
 	}
 	track := func(on bool) {
 		for _, n := range []*node{a, b} {

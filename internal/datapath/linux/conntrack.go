@@ -1,12 +1,14 @@
 package linux
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"weft/internal/datapath/linux/rtnl"
@@ -43,11 +45,83 @@ func ForgetFlows(ports []plan.HostPort) error {
 		if len(m.pods) == 0 {
 			continue
 		}
-		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(rtnl.AF(f)), m); err != nil {
-			errs = append(errs, fmt.Errorf("forget %s flows: %w", f, err))
+		if err := endFlows(f, m.match); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// endFlows deletes the tracked flows of a family that match.
+func endFlows(f netset.Family, match func(flow) bool) error {
+	all, err := conntrack(f, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP, nil)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // then some may be missing
+		return fmt.Errorf("list %s flows: %w", f, err)
+	}
+	errs := []error{err}
+	for _, msg := range all {
+		if len(msg) < nl.SizeofNfgenmsg || !match(parseFlow(msg[nl.SizeofNfgenmsg:])) {
+			continue
+		}
+		// Named by all that the kernel told of it, which includes its number: another flow of the same ends stays.
+		_, err := conntrack(f, nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK, msg[nl.SizeofNfgenmsg:])
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("end a %s flow: %w", f, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// conntrack makes one request about tracked flows and returns the messages of the answer.
+func conntrack(f netset.Family, operation, flags int, attrs []byte) ([][]byte, error) {
+	req := nl.NewNetlinkRequest(int(netlink.ConntrackTable)<<8|operation, flags)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: rtnl.AF(f), Version: nl.NFNETLINK_V0})
+	if len(attrs) > 0 {
+		req.AddRawData(attrs)
+	}
+	return req.Execute(unix.NETLINK_NETFILTER, 0)
+}
+
+// flow is a tracked flow as far as it matters: where its first packet went, and where the answers come from. The
+// library's own has ports for TCP and UDP only.
+type flow struct {
+	protocol uint8
+	to, from netip.AddrPort
+}
+
+// parseFlow reads the attributes of a message (linux/netfilter/nfnetlink_conntrack.h).
+func parseFlow(b []byte) (f flow) {
+	for typ, tuple := range rtnl.Attrs(b) {
+		switch typ {
+		case nl.CTA_TUPLE_ORIG:
+			f.protocol, _, f.to = parseTuple(tuple)
+		case nl.CTA_TUPLE_REPLY:
+			_, f.from, _ = parseTuple(tuple)
+		}
+	}
+	return f
+}
+
+func parseTuple(b []byte) (protocol uint8, src, dst netip.AddrPort) {
+	var from, to netip.Addr
+	var sport, dport uint16
+	for typ, part := range rtnl.Attrs(b) {
+		for inner, v := range rtnl.Attrs(part) {
+			switch {
+			case typ == nl.CTA_TUPLE_IP && (inner == nl.CTA_IP_V4_SRC || inner == nl.CTA_IP_V6_SRC):
+				from = rtnl.Addr(v)
+			case typ == nl.CTA_TUPLE_IP && (inner == nl.CTA_IP_V4_DST || inner == nl.CTA_IP_V6_DST):
+				to = rtnl.Addr(v)
+			case typ == nl.CTA_TUPLE_PROTO && inner == nl.CTA_PROTO_NUM && len(v) == 1:
+				protocol = v[0]
+			case typ == nl.CTA_TUPLE_PROTO && inner == nl.CTA_PROTO_SRC_PORT && len(v) == 2:
+				sport = binary.BigEndian.Uint16(v)
+			case typ == nl.CTA_TUPLE_PROTO && inner == nl.CTA_PROTO_DST_PORT && len(v) == 2:
+				dport = binary.BigEndian.Uint16(v)
+			}
+		}
+	}
+	return protocol, netip.AddrPortFrom(from, sport), netip.AddrPortFrom(to, dport)
 }
 
 type flowPort struct {
@@ -61,21 +135,14 @@ type staleFlows struct {
 	pods  map[flowPort][]plan.HostPort
 }
 
-// MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (m staleFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	hosts := m.pods[flowPort{f.Forward.Protocol, f.Forward.DstPort}]
-	if len(hosts) == 0 {
-		return false
-	}
-	to, _ := netip.AddrFromSlice(f.Forward.DstIP)
-	from, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
-	to, from = to.Unmap(), from.Unmap()
-	for _, h := range hosts {
+func (m staleFlows) match(f flow) bool {
+	to := f.to.Addr()
+	for _, h := range m.pods[flowPort{f.protocol, f.to.Port()}] {
 		here := to == h.HostIP
 		if !h.HostIP.IsValid() || h.HostIP.IsUnspecified() {
 			here = m.local[to] || to.IsLoopback()
 		}
-		if here && netip.AddrPortFrom(from, f.Reverse.SrcPort) != h.Pod {
+		if here && f.from != h.Pod {
 			return true
 		}
 	}

@@ -146,6 +146,12 @@ func named(list string) string {
 // serve answers each connection or datagram with the address that it came from, until the test ends.
 func (n *node) serve(ns *testkit.Netns, network, at string) {
 	n.Helper()
+	if network == "sctp" {
+		n.serveSCTP(ns, at, func(c net.Conn) {
+			fmt.Fprint(c, c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap())
+		})
+		return
+	}
 	ns.Do(n.TB, func() {
 		if network == "udp" {
 			c, err := net.ListenPacket("udp", at)
@@ -183,12 +189,59 @@ func (n *node) serve(ns *testkit.Netns, network, at string) {
 	})
 }
 
-// ask returns what the server says, or the error. A first SYN may be lost while IPv6 wakes up: there is time for another.
+// serveSCTP lets f answer each association with a port on one of the namespace's addresses, until the test ends.
+func (n *node) serveSCTP(ns *testkit.Netns, at string, f func(net.Conn)) {
+	n.Helper()
+	var listeners []net.Listener
+	ns.Do(n.TB, func() {
+		addrs, err := net.InterfaceAddrs()
+		if err != nil {
+			n.Fatal(err)
+		}
+		port := netip.MustParseAddrPort("0.0.0.0" + at).Port()
+		for _, a := range addrs {
+			p := netip.MustParsePrefix(a.String())
+			if !p.Addr().IsGlobalUnicast() {
+				continue
+			}
+			l, err := testkit.ListenSCTP(netip.AddrPortFrom(p.Addr(), port))
+			if err != nil {
+				n.Fatal(err)
+			}
+			n.Cleanup(func() { l.Close() })
+			listeners = append(listeners, l)
+		}
+	})
+	for _, l := range listeners {
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					f(c)
+				}()
+			}
+		}()
+	}
+}
+
+// dial connects. A first SYN or INIT may be lost while IPv6 wakes up: there is time for another.
+func dial(network, to string) (net.Conn, error) {
+	if network == "sctp" {
+		return testkit.DialSCTP(0, netip.MustParseAddrPort(to), 4*time.Second)
+	}
+	return net.DialTimeout(network, to, 4*time.Second)
+}
+
+// ask returns what the server says, or the error.
 func (n *node) ask(ns *testkit.Netns, network, to string) string {
 	n.Helper()
 	var c net.Conn
 	var err error
-	ns.Do(n.TB, func() { c, err = net.DialTimeout(network, to, 4*time.Second) })
+	ns.Do(n.TB, func() { c, err = dial(network, to) })
 	if err != nil {
 		return "error: " + err.Error()
 	}
@@ -243,23 +296,40 @@ func both(f func(pod, other, host, out string)) {
 
 func bare(s string) string { return netip.MustParseAddr(strings.Trim(s, "[]")).String() }
 
-func TestMasquerade(t *testing.T) {
-	modes(t, testMasquerade)
+// networks runs a test with each protocol that has ports, one after the other on the same node: TCP, which tries again,
+// wakes up IPv6 for UDP.
+func networks(t *testing.T, f func(t *testing.T, n *node, network string)) {
+	t.Helper()
+	modes(t, func(t *testing.T, n *node) {
+		t.Helper()
+		defer func() { n.TB = t }()
+		for _, network := range []string{"tcp", "udp", "sctp"} {
+			t.Run(network, func(t *testing.T) {
+				if network == "sctp" {
+					testkit.RequireSCTP(t)
+				}
+				n.TB = t
+				f(t, n, network)
+			})
+		}
+	})
 }
 
-func testMasquerade(t *testing.T, n *node) {
+func TestMasquerade(t *testing.T) {
+	networks(t, testMasquerade)
+}
+
+func testMasquerade(t *testing.T, n *node, network string) {
 	t.Helper()
-	for _, network := range []string{"tcp", "udp"} {
-		n.serve(n.out, network, ":80")
-		n.serve(n.pods[1], network, ":80")
-		n.apply(masquerade("192.0.2.0/24"))
-		both(func(pod, other, host, out string) {
-			n.expect("outside", n.pods[0], network, out+":80", bare(host))
-			n.expect("pod to pod", n.pods[0], network, other+":80", bare(pod))
-		})
-		n.apply(masquerade(outAddr+"/32", outAddrSix+"/128"))
-		both(func(pod, _, _, out string) { n.expect("excluded", n.pods[0], network, out+":80", bare(pod)) })
-	}
+	n.serve(n.out, network, ":80")
+	n.serve(n.pods[1], network, ":80")
+	n.apply(masquerade("192.0.2.0/24"))
+	both(func(pod, other, host, out string) {
+		n.expect("outside", n.pods[0], network, out+":80", bare(host))
+		n.expect("pod to pod", n.pods[0], network, other+":80", bare(pod))
+	})
+	n.apply(masquerade(outAddr+"/32", outAddrSix+"/128"))
+	both(func(pod, _, _, out string) { n.expect("excluded", n.pods[0], network, out+":80", bare(pod)) })
 	list := n.host.Run(t, "nft", "list", "table", "inet", "weft-nat")
 	if !strings.Contains(list, "masquerade fully-random") || !strings.Contains(list, "10.0.0.0/23") {
 		t.Errorf("table:\n%s", list)
@@ -271,38 +341,36 @@ func testMasquerade(t *testing.T, n *node) {
 }
 
 func TestHostPort(t *testing.T) {
-	modes(t, testHostPort)
+	networks(t, testHostPort)
 }
 
-func testHostPort(t *testing.T, n *node) {
+func testHostPort(t *testing.T, n *node, network string) {
 	t.Helper()
 	n.serve(n.host, "tcp", "127.0.0.1:9")
-	for _, network := range []string{"tcp", "udp"} {
-		for _, p := range n.pods {
-			n.serve(p, network, ":80")
-		}
-		rows := []plan.Row{masquerade()}
-		both(func(pod, other, host, _ string) {
-			rows = append(rows, hostPort(network, "", 8080, pod+":80"), hostPort(network, bare(host), 8081, other+":80"))
-		})
-		n.apply(rows...)
-		both(func(pod, other, host, out string) {
-			n.expect("from outside", n.out, network, host+":8080", bare(out))
-			n.expect("from outside by address", n.out, network, host+":8081", bare(out))
-			n.expect("from the other pod", n.pods[1], network, host+":8080", bare(other))
-			if got := n.ask(n.pods[0], network, host+":8080"); strings.HasPrefix(got, "error") {
-				t.Errorf("hairpin %s %s: %s", network, host, got)
-			}
-			if got := n.ask(n.host, network, host+":8080"); strings.HasPrefix(got, "error") {
-				t.Errorf("from the host itself %s %s: %s", network, host, got)
-			}
-		})
-		if got := n.ask(n.host, network, "127.0.0.1:8080"); strings.HasPrefix(got, "error") {
-			t.Errorf("from the host by loopback %s: %s", network, got)
-		}
-		n.apply(masquerade())
-		both(func(_, _, host, _ string) { n.expect("removed", n.out, network, host+":8080", "error") })
+	for _, p := range n.pods {
+		n.serve(p, network, ":80")
 	}
+	rows := []plan.Row{masquerade()}
+	both(func(pod, other, host, _ string) {
+		rows = append(rows, hostPort(network, "", 8080, pod+":80"), hostPort(network, bare(host), 8081, other+":80"))
+	})
+	n.apply(rows...)
+	both(func(pod, other, host, out string) {
+		n.expect("from outside", n.out, network, host+":8080", bare(out))
+		n.expect("from outside by address", n.out, network, host+":8081", bare(out))
+		n.expect("from the other pod", n.pods[1], network, host+":8080", bare(other))
+		if got := n.ask(n.pods[0], network, host+":8080"); strings.HasPrefix(got, "error") {
+			t.Errorf("hairpin %s %s: %s", network, host, got)
+		}
+		if got := n.ask(n.host, network, host+":8080"); strings.HasPrefix(got, "error") {
+			t.Errorf("from the host itself %s %s: %s", network, host, got)
+		}
+	})
+	if got := n.ask(n.host, network, "127.0.0.1:8080"); strings.HasPrefix(got, "error") {
+		t.Errorf("from the host by loopback %s: %s", network, got)
+	}
+	n.apply(masquerade())
+	both(func(_, _, host, _ string) { n.expect("removed", n.out, network, host+":8080", "error") })
 }
 
 func TestRefusal(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weft/internal/testkit"
 )
 
 func main() {
@@ -132,7 +134,7 @@ func runAll(console *os.File) error {
 		fmt.Fprintf(console, "@weft begin %s\n", t.Package)
 		cmd := exec.Command(filepath.Join(t.Dir, "test"), t.Args...)
 		cmd.Dir, cmd.Stdout, cmd.Stderr = t.Dir, console, console
-		cmd.Env = []string{"PATH=/usr/bin", "HOME=/root", "TMPDIR=/tmp", "USER=root", "WEFT_VM=1"}
+		cmd.Env = []string{"PATH=/usr/bin", "HOME=/root", "TMPDIR=/tmp", "USER=root", testkit.RequiredEnv + "=" + testkit.SCTP + " " + testkit.VLAN}
 		status := 0
 		if err := cmd.Run(); err != nil {
 			status = cmd.ProcessState.ExitCode()
