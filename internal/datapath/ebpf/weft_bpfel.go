@@ -299,7 +299,8 @@ type weftMapSpecs struct {
 // weftVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type weftVariableSpecs struct{}
+type weftVariableSpecs struct {
+}
 
 // weftObjects contains all objects after they have been loaded into the kernel.
 //
@@ -371,7 +372,8 @@ func (m *weftMaps) Close() error {
 // weftVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
-type weftVariables struct{}
+type weftVariables struct {
+}
 
 // weftPrograms contains all programs after they have been loaded into the kernel.
 //
