@@ -66,6 +66,7 @@ enum weft_place {
 	AT_FROM_NET, /* the receiver's ingress */
 	AT_TO_POD,   /* both, of what the stack delivers */
 	AT_TO_NET,   /* the sender's egress, of what the stack sends */
+	AT_NODE,     /* the node's own ingress */
 };
 
 /* One end of a packet, for whom it is decided here. Zero: for him it is not. */

@@ -22,7 +22,7 @@ func (n *node) outcome(prog *ebpf.Program, dev string, in frame, set ...func(*sk
 	before := n.driver.Stats()
 	verdict, _, mark := n.runMarked(prog, dev, in.bytes(), set...)
 	switch {
-	case mark&0x1010 == 0x1000:
+	case mark&0x1030 == 0x1000:
 		return "undecided"
 	case verdict != verdictDrop && mark == 0x1010:
 		return "reject"

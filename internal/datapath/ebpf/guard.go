@@ -107,7 +107,7 @@ func (d *Driver) putGuard(g *plan.Guard) error {
 func (d *Driver) dropGuard(g *plan.Guard) error {
 	before := d.policy.guards[g.Dev]
 	delete(d.policy.guards, g.Dev)
-	if _, ok := d.pods[g.Dev]; ok {
+	if _, ok := d.pods[g.Dev]; ok || g.Dev == "" {
 		d.policy.left[g.Dev] = true
 	}
 	err := d.guardAgain(g.Dev)
@@ -206,17 +206,14 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 		return err
 	}
 	s.Second = max(hz/jiffyTick, 1)
+	s.Probe = bigEndian(r.Probe)
 	if r.Keep {
 		s.Keep = 1
 	}
 	if !r.Policed {
 		return nil
 	}
-	if g := plan.Get[*plan.Guard](d.want, (&plan.Guard{}).Key()); g != nil {
-		if s.Host, err = d.policy.guard(d.want, g); err != nil {
-			return err
-		}
-	}
+	s.Host = d.hostGuard()
 	policed := isGuarded(s.Host)
 	for _, l := range d.pods {
 		policed = policed || l.guarded
@@ -230,6 +227,25 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 		return d.policy.readyConns(d.objs.Conns)
 	}
 	return nil
+}
+
+// hostGuard is what policy says of the node itself. If its rules are not in the kernel, those that were before count: a node
+// that is closed by mistake cannot be reached to correct it.
+func (d *Driver) hostGuard() weftWeftGuard {
+	var have weftWeftSettings
+	_ = d.settings.m.Lookup(uint32(0), &have) // an array: it cannot fail
+	g := plan.Get[*plan.Guard](d.want, (&plan.Guard{}).Key())
+	if g == nil {
+		if d.swept || d.policy.left[""] {
+			return weftWeftGuard{}
+		}
+		return have.Host
+	}
+	out, err := d.policy.guard(d.want, g)
+	if err != nil {
+		return have.Host // its row says so
+	}
+	return out
 }
 
 // sweepPolicy removes what nobody wants, closes pods that nobody vouches for, and lets the programs rest if nobody is under policy.

@@ -3,6 +3,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -268,10 +269,12 @@ func (n *node) answers() {
 		"add rule inet weft-nat refuse meta l4proto tcp reject with tcp reset",
 		"add rule inet weft-nat refuse reject with icmpx admin-prohibited",
 		"add chain inet weft-nat forward { type filter hook forward priority -10; }",
-		"add rule inet weft-nat forward meta mark & 0x1010 == 0x1010 jump refuse",
+		"add rule inet weft-nat forward meta mark & 0x1030 == 0x1010 jump refuse",
 		"add chain inet weft-nat input { type filter hook input priority -10; }",
-		"add rule inet weft-nat input meta mark & 0x1010 == 0x1010 jump refuse",
-		"add rule inet weft-nat input meta mark & 0x1010 == 0x1000 counter drop",
+		"add rule inet weft-nat input meta mark & 0x1030 == 0x1010 jump refuse",
+		"add rule inet weft-nat input meta mark & 0x1030 == 0x1030 jump refuse",
+		"add rule inet weft-nat input meta mark & 0x1030 == 0x1020 counter drop",
+		"add rule inet weft-nat input meta mark & 0x1030 == 0x1000 counter drop",
 	}, ";"))
 }
 
@@ -442,4 +445,127 @@ func TestPolicyService(t *testing.T) {
 			a.counted(t, "drop_undecided", 4)
 		})
 	}
+}
+
+// helloNode answers on a port of a node, as hello does on a pod.
+func helloNode(t *testing.T, n *node, port uint16) {
+	t.Helper()
+	for _, f := range netset.Families() {
+		var l net.Listener
+		within(t, n.ns, func() (err error) {
+			l, err = net.Listen("tcp", netip.AddrPortFrom(n.addr(f), port).String())
+			return err
+		})
+		t.Cleanup(func() { _ = l.Close() })
+		go answer(l)
+	}
+}
+
+// TestPolicyNode: policy of the node itself: what its own processes receive and send by the underlay. Tunnels, the nodes' own
+// measurements, and what is translated to pods are not its own.
+func TestPolicyNode(t *testing.T) {
+	for _, tunnel := range []bool{true, false} {
+		t.Run(map[bool]string{true: "tunnel", false: "direct"}[tunnel], func(t *testing.T) {
+			a, b := network(t, 1500)
+			p, q := a.addPod(1450), b.addPod(1450)
+			if tunnel {
+				a.overlay(1450)
+				b.overlay(1450)
+			}
+			a.reach(b, netset.V4, tunnel, 1450)
+			b.reach(a, netset.V4, tunnel, 1450)
+			hello(t, p)
+			hello(t, q)
+			const open, shut, probe, hostPort = 8080, 8081, 8473, 8082
+			helloNode(t, b, open)
+			helloNode(t, b, shut)
+			helloNode(t, a, open)
+			for i, n := range []*node{a, b} {
+				n.answers()
+				n.policed(func(s *plan.Settings) { s.Tracked, s.Probe = true, probe })
+				for j, m := range []*node{a, b} {
+					for _, addr := range m.addrs {
+						n.want(&plan.Identity{ID: named(fmt.Sprint("node", j))}, &plan.Address{Prefix: netset.Host(addr), Identity: named(fmt.Sprint("node", j))})
+					}
+				}
+				n.want(peers("peer", fmt.Sprint("node", 1-i)))
+			}
+			for i := range b.addrs {
+				b.translate("tcp", b.addrs[i], hostPort, q)
+			}
+			in := set("node/in", plan.Ingress, rule("node/open", model.VerdictAllow, "peer", port(protoTCP, open)))
+			b.want(in, &plan.Guard{Identity: named("node1"), Ingress: in.ID})
+			a.apply()
+			b.apply()
+			try := func(what string, from place, to netip.AddrPort, want bool) {
+				t.Helper()
+				limit := patience
+				if !want {
+					limit = 150 * time.Millisecond
+				}
+				if err := ask(t, from, to, limit); (err == nil) != want {
+					t.Errorf("%s: %v, want it to pass: %v\n%s\n%s", what, err, want, a.dump(), b.dump())
+				}
+			}
+			each := func(openOK, shutOK, outOK bool) {
+				t.Helper()
+				for _, f := range netset.Families() {
+					at := func(n place, port uint16) netip.AddrPort { return netip.AddrPortFrom(n.addr(f), port) }
+					try("to an open port", a, at(b, open), openOK)
+					try("to a closed port", a, at(b, shut), shutOK)
+					try("out of the node", b, at(a, open), outOK)
+					try("pod to pod", p, at(q, 80), true)
+					try("pod to pod, back", q, at(p, 80), true)
+					try("to a port that leads to a pod", a, at(b, hostPort), true)
+				}
+			}
+			each(true, false, true)
+			b.counted(t, "deny_node", 2)
+			for _, f := range netset.Families() { // a measurement, and the answer to a question of the node's
+				if err := udpEchoAt(t, a, b, f, probe); err != nil {
+					t.Errorf("%s: a measurement: %v", f, err)
+				}
+				if err := udpEchoAt(t, b, a, f, 53); err != nil {
+					t.Errorf("%s: a question: %v", f, err)
+				}
+				if err := udpEchoAt(t, a, b, f, 54); err == nil {
+					t.Errorf("%s: a datagram to a closed port was answered", f)
+				}
+			}
+			out := set("node/out", plan.Egress, rule("node/out/none", model.VerdictDeny, "peer", port(protoTCP, open)))
+			b.want(out, &plan.Guard{Identity: named("node1"), Egress: out.ID})
+			b.apply()
+			each(true, true, false)
+			b.remove((&plan.Guard{}).Key())
+			each(true, true, true)
+		})
+	}
+}
+
+// udpEchoAt is udpEcho of one datagram to a port.
+func udpEchoAt(t *testing.T, from, to place, f netset.Family, port uint16) error {
+	t.Helper()
+	var pc net.PacketConn
+	within(t, to.netns(), func() (err error) {
+		pc, err = net.ListenPacket("udp", netip.AddrPortFrom(to.addr(f), port).String())
+		return err
+	})
+	defer pc.Close()
+	go func() {
+		buf := make([]byte, 100)
+		if n, a, err := pc.ReadFrom(buf); err == nil {
+			_, _ = pc.WriteTo(buf[:n], a)
+		}
+	}()
+	c, err := dial(t, from, to, "udp", netip.AddrPortFrom(to.addr(f), port))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("?")); err != nil {
+		return err
+	}
+	_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))
+	_, err = c.Read(make([]byte, 10))
+	return err
 }

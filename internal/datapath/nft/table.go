@@ -22,12 +22,13 @@ func quarter(bytes uint32) uint32 { return unix.NFT_REG32_00 + bytes/4 }
 // podPrefix is what the names of pod links and of the overlay device begin with.
 const podPrefix = "weft"
 
-// The mark of bpf/config.h on packets that the eBPF programs leave to the stack: to be answered with a refusal, and not
-// decided about as long as nobody knows where they are translated to.
+// The marks of bpf/config.h on packets that the eBPF programs leave to the stack.
 const (
-	markMask      = 0x1010
-	markUndecided = 0x1000
-	markReject    = 0x1010
+	markMask       = 0x1030
+	markUndecided  = 0x1000 // to be decided when it has been translated
+	markReject     = 0x1010 // to be answered with a refusal
+	markNode       = 0x1020 // not for the node itself
+	markNodeReject = 0x1030 // likewise, to be answered
 )
 
 // beforeFilter is the priority of the chains that refuse packets: before anybody else's filters accept them.
@@ -127,9 +128,12 @@ func refusals(rules map[string][][]expr.Any) {
 			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.NativeEndian.PutUint32(mark)},
 		}, then...)
 	}
-	refuse := marked(markReject, &expr.Verdict{Kind: expr.VerdictJump, Chain: refuseChain})
-	rules["forward"] = [][]expr.Any{refuse}
-	rules["input"] = [][]expr.Any{refuse, marked(markUndecided, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})}
+	refuse := &expr.Verdict{Kind: expr.VerdictJump, Chain: refuseChain}
+	drop := &expr.Verdict{Kind: expr.VerdictDrop}
+	rules["forward"] = [][]expr.Any{marked(markReject, refuse)}
+	rules["input"] = [][]expr.Any{
+		marked(markReject, refuse), marked(markNodeReject, refuse), marked(markNode, drop), marked(markUndecided, &expr.Counter{}, drop),
+	}
 	rules[refuseChain] = [][]expr.Any{
 		{
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},

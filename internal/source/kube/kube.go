@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -144,7 +145,7 @@ func New(cfg *rest.Config, o Options, w Writer, complete func(), log *slog.Logge
 		return nil, err
 	}
 	s := &Source{
-		api: api, opts: o, w: w, complete: complete, log: log, linger: 30 * time.Second, patience: 5 * time.Second, wake: make(chan struct{}, 1),
+		api: api, opts: o, w: w, complete: complete, log: log, linger: 30 * time.Second, patience: 15 * time.Second, wake: make(chan struct{}, 1),
 		watches: map[string]*watch{}, crds: map[string]bool{}, needs: map[string]language.Needs{}, moved: make(chan struct{}),
 		broken: map[string]problem{},
 	}
@@ -164,7 +165,8 @@ func New(cfg *rest.Config, o Options, w Writer, complete func(), log *slog.Logge
 	if o.Policy != nil {
 		s.policies, s.writers = policies(), map[string]PolicyWriter{remoteWatch: o.Policy.Writer(remoteWatch)}
 		for _, r := range s.policies {
-			s.writers[r.name] = o.Policy.Writer(r.name)
+			// Of two that write one key the store takes the first by name: Calico's new group before its old one.
+			s.writers[r.name] = o.Policy.Writer(strings.Replace(r.name, ".crd.projectcalico.org", ".projectcalico.org (crd)", 1))
 		}
 		if len(o.Policy.Languages) > 0 {
 			s.office = newOffice(s)

@@ -471,6 +471,29 @@ func TestPoliciesSurviveAnOutage(t *testing.T) {
 	})
 }
 
+// TestCalicosTwoGroups: both are read, and of two tiers with one name the new group's counts.
+func TestCalicosTwoGroups(t *testing.T) {
+	f := newFake(t)
+	cluster(f)
+	tier := func(apiVersion string, order int) *unstructured.Unstructured {
+		return object(fmt.Sprintf("apiVersion: %s\nkind: Tier\nmetadata: {name: ops}\nspec: {order: %d}", apiVersion, order))
+	}
+	f.set(definition("tiers.projectcalico.org", "v3"), definition("tiers.crd.projectcalico.org", "v1"), tier("projectcalico.org/v3", 3), tier("crd.projectcalico.org/v1", 1))
+	p := startPolicy(t, f.config(), "n1")
+	awaitClosed(t, p.complete)
+	order := func() float64 {
+		if tier := model.Get[*model.Tier](p.store.Snapshot(), model.TierKey("calico", "ops")); tier != nil {
+			return tier.Order
+		}
+		return 0
+	}
+	if order() != 3 {
+		t.Errorf("order %v", order())
+	}
+	f.remove(tier("projectcalico.org/v3", 3))
+	p.until("the old one", func() bool { return order() == 1 })
+}
+
 // TestManifestAllowsEveryWatch: the committed manifest lets the agents read every kind.
 func TestManifestAllowsEveryWatch(t *testing.T) {
 	b, err := os.ReadFile("../../../deploy/weft.yaml")
