@@ -10,6 +10,7 @@ import (
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // subject is one way to attach pods in a node namespace of its own. add and del are called in threads
@@ -23,7 +24,7 @@ type subject struct {
 	del   func(i int) error
 	// addAddress is add, and tells the address that the pod was given. Plugins only.
 	addAddress func(i int, f netset.Family) (netip.Addr, error)
-	weft       *weftNode // nil for peers
+	weft       *lab.Node // nil for peers
 }
 
 // samples are durations in milliseconds, one slice a round.
@@ -75,7 +76,7 @@ func podsOf(name string, n int) ([]string, error) {
 	pods := make([]string, n)
 	for i := range pods {
 		pods[i] = fmt.Sprintf("%s.p%d", name, i)
-		if err := netns(pods[i]); err != nil {
+		if err := lab.Netns(pods[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -85,7 +86,7 @@ func podsOf(name string, n int) ([]string, error) {
 // subjectOn makes a node namespace and its pods.
 func (o *options) subjectOn(name, about string) (*subject, error) {
 	s := &subject{name: name, about: about, node: "cni-" + name + ".A"}
-	if _, err := nodes("cni-" + name); err != nil {
+	if _, err := lab.Nodes("cni-" + name); err != nil {
 		return nil, err
 	}
 	var err error
@@ -96,18 +97,18 @@ func (o *options) subjectOn(name, about string) (*subject, error) {
 func (r *rig) limitSubject(o *options) (*subject, error) {
 	s, err := o.subjectOn("netlink", "netlink calls for the same link, addresses and routes, in process")
 	if err == nil {
-		s.add = func(i int) error { return netlinkLimit{}.add(i, s.pods[i]) }
-		s.del = func(i int) error { return netlinkLimit{}.del(i) }
+		s.add = func(i int) error { return lab.Limit{}.Add(i, s.pods[i]) }
+		s.del = func(i int) error { return lab.Limit{}.Del(i) }
 	}
 	return s, err
 }
 
 func (r *rig) pluginSubject(o *options, kind string) (*subject, error) {
-	s, err := o.subjectOn(kind, debianPlugins()+", "+kind+" + host-local, dual stack, no DAD")
+	s, err := o.subjectOn(kind, lab.DebianPlugins()+", "+kind+" + host-local, dual stack, no DAD")
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.debianPlugin(kind, "cni-"+kind, both(podPrefix, 1), 1500)
+	p, err := r.DebianPlugin(kind, "cni-"+kind, lab.Both(lab.PodPrefix, 1), 1500)
 	if err != nil {
 		return nil, err
 	}
@@ -115,13 +116,13 @@ func (r *rig) pluginSubject(o *options, kind string) (*subject, error) {
 	return s, nil
 }
 
-func (s *subject) use(p *plugin) {
+func (s *subject) use(p *lab.Plugin) {
 	id := func(i int) string { return fmt.Sprintf("%s-%08x", s.name, i) }
-	s.add = func(i int) error { _, err := p.add(id(i), s.pods[i]); return err }
-	s.del = func(i int) error { return p.del(id(i), s.pods[i]) }
+	s.add = func(i int) error { _, err := p.Add(id(i), s.pods[i]); return err }
+	s.del = func(i int) error { return p.Del(id(i), s.pods[i]) }
 	s.addAddress = func(i int, f netset.Family) (netip.Addr, error) {
-		r, err := p.add(id(i), s.pods[i])
-		return r.addresses()[f], err
+		r, err := p.Add(id(i), s.pods[i])
+		return r.Addresses()[f], err
 	}
 }
 
@@ -130,17 +131,17 @@ func (r *rig) weftSubject(o *options) (*subject, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.weft, err = r.startWeft(o, s.node, 1, "vxlan"); err != nil {
+	if s.weft, err = r.StartWeft(s.node, 1, "vxlan"); err != nil {
 		return nil, err
 	}
-	s.use(s.weft.plugin)
+	s.use(s.weft.Plugin)
 	return s, nil
 }
 
 // timed calls f for pods [from, to) one after the other and returns milliseconds. A failed call is a note and no sample.
 func (s *subject) timed(rep *report, what string, from, to int, f func(int) error) []float64 {
 	var out []float64
-	_ = inNS(s.node, func() error {
+	_ = lab.InNS(s.node, func() error {
 		for i := from; i < to; i++ {
 			begin := time.Now()
 			if err := f(i); err != nil {
@@ -185,7 +186,7 @@ func (r *rig) sequential(o *options, rep *report, subjects []*subject) {
 		}
 		n.after(from)
 		rep.Noise = append(rep.Noise, n)
-		r.log("CNI sequential round %d of %d: %s", round+1, o.rounds, n.words())
+		r.Log("CNI sequential round %d of %d: %s", round+1, o.rounds, n.words())
 		if n.Skipped && !o.noisy {
 			continue
 		}
@@ -267,7 +268,7 @@ func (s *subject) burst(parallel int) burst {
 		var wg sync.WaitGroup
 		for range parallel {
 			wg.Go(func() {
-				_ = inNS(s.node, func() error {
+				_ = lab.InNS(s.node, func() error {
 					for i := range next {
 						begin := time.Now()
 						err := f(i)
@@ -313,7 +314,7 @@ func (r *rig) bursts(o *options, rep *report, subjects []*subject) {
 			slices.Reverse(order)
 			n.after(from)
 			rep.Noise = append(rep.Noise, n)
-			r.log("%s round %d of %d: %s", n.Group, round+1, rounds, n.words())
+			r.Log("%s round %d of %d: %s", n.Group, round+1, rounds, n.words())
 		}
 		judgeBursts(rep, parallel, len(subjects[0].pods), got)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // probePort is where the new pod listens.
@@ -17,10 +18,10 @@ const probePort = 9
 // firstPacket is row C3: from the moment in which ADD returns until a datagram of a neighbour that sends
 // one every 100 microseconds arrives in the new pod.
 func (r *rig) firstPacket(o *options, rep *report, s *subject) error {
-	if err := inNS(s.node, func() error { return s.add(0) }); err != nil {
+	if err := lab.InNS(s.node, func() error { return s.add(0) }); err != nil {
 		return err
 	}
-	defer func() { _ = inNS(s.node, func() error { return s.del(0) }) }()
+	defer func() { _ = lab.InNS(s.node, func() error { return s.del(0) }) }()
 	for _, f := range netset.Families() {
 		var took []float64
 		for i := 1; i <= min(50, len(s.pods)-1); i++ {
@@ -55,11 +56,11 @@ func (r *rig) firstPacketTo(s *subject, i int, f netset.Family) (float64, error)
 	}
 	defer func() { _ = unix.Close(sender) }()
 	var target netip.Addr
-	if err := inNS(s.node, func() (err error) { target, err = s.addAddress(i, f); return }); err != nil {
+	if err := lab.InNS(s.node, func() (err error) { target, err = s.addAddress(i, f); return }); err != nil {
 		return 0, err
 	}
 	begin := time.Now()
-	defer func() { _ = inNS(s.node, func() error { return s.del(i) }) }()
+	defer func() { _ = lab.InNS(s.node, func() error { return s.del(i) }) }()
 	to := sockaddr(target, probePort)
 	buf := make([]byte, 16)
 	for {
@@ -76,8 +77,8 @@ func (r *rig) firstPacketTo(s *subject, i int, f netset.Family) (float64, error)
 
 // udpIn opens a UDP socket in a namespace: bound to the probe port with a 100 us time limit, or for sending.
 func udpIn(ns string, f netset.Family, listen bool) (fd int, err error) {
-	err = inNS(ns, func() error {
-		all := unspecified(f)
+	err = lab.InNS(ns, func() error {
+		all := lab.Unspecified(f)
 		domain := unix.AF_INET
 		if f == netset.V6 {
 			domain = unix.AF_INET6

@@ -1,15 +1,18 @@
 package main
 
-import "weft/internal/bench"
+import (
+	"weft/internal/bench"
+	"weft/test/bench/lab"
+)
 
 // sameNodeTraffic is rows P1, P3 and P4.
 func sameNodeTraffic(r *rig, o *options, rep *report) error {
 	arms := rep.build([]builder{
-		{"veth", func() (*arm, error) { return r.direct("veth") }},
-		{"veth again", func() (*arm, error) { return r.direct("veth again") }},
-		{"bridge", func() (*arm, error) { return r.withPlugin("bridge", "bridge", true, false) }},
-		{"ptp", func() (*arm, error) { return r.withPlugin("ptp", "ptp", true, false) }},
-		{"weft", func() (*arm, error) { a, _, err := r.weftArm(o, "weft", "vxlan", true); return a, err }},
+		{"veth", func() (*lab.Arm, error) { return r.Direct("veth") }},
+		{"veth again", func() (*lab.Arm, error) { return r.Direct("veth again") }},
+		{"bridge", func() (*lab.Arm, error) { return r.WithPlugin("bridge", "bridge", true, false) }},
+		{"ptp", func() (*lab.Arm, error) { return r.WithPlugin("ptp", "ptp", true, false) }},
+		{"weft", func() (*lab.Arm, error) { a, _, err := r.WeftArm("weft", "vxlan", true); return a, err }},
 	})
 	var modes []bench.Mode
 	for _, m := range []struct {
@@ -26,15 +29,15 @@ func sameNodeTraffic(r *rig, o *options, rep *report) error {
 // crossNodeTraffic is rows P5 and P6.
 func crossNodeTraffic(r *rig, o *options, rep *report) error {
 	arms := rep.build([]builder{
-		{"host", func() (*arm, error) { return r.host("host") }},
-		{"host again", func() (*arm, error) { return r.host("host again") }},
-		{"routed", func() (*arm, error) { return r.withPlugin("routed", "ptp", false, false) }},
-		{"vxlan", func() (*arm, error) { return r.rawVXLAN("vxlan") }},
-		{"vxlan-bridge", func() (*arm, error) { return r.withPlugin("vxlan-bridge", "bridge", false, true) }},
-		{"flannel-hostgw", func() (*arm, error) { return r.flannelArm("flannel-hostgw", "host-gw") }},
-		{"flannel-vxlan", func() (*arm, error) { return r.flannelArm("flannel-vxlan", "vxlan") }},
-		{"weft-direct", func() (*arm, error) { a, _, err := r.weftArm(o, "weft-direct", "direct", false); return a, err }},
-		{"weft-vxlan", func() (*arm, error) { a, _, err := r.weftArm(o, "weft-vxlan", "vxlan", false); return a, err }},
+		{"host", func() (*lab.Arm, error) { return r.Host("host") }},
+		{"host again", func() (*lab.Arm, error) { return r.Host("host again") }},
+		{"routed", func() (*lab.Arm, error) { return r.WithPlugin("routed", "ptp", false, false) }},
+		{"vxlan", func() (*lab.Arm, error) { return r.RawVXLAN("vxlan") }},
+		{"vxlan-bridge", func() (*lab.Arm, error) { return r.WithPlugin("vxlan-bridge", "bridge", false, true) }},
+		{"flannel-hostgw", func() (*lab.Arm, error) { return r.FlannelArm("flannel-hostgw", "host-gw") }},
+		{"flannel-vxlan", func() (*lab.Arm, error) { return r.FlannelArm("flannel-vxlan", "vxlan") }},
+		{"weft-direct", func() (*lab.Arm, error) { a, _, err := r.WeftArm("weft-direct", "direct", false); return a, err }},
+		{"weft-vxlan", func() (*lab.Arm, error) { a, _, err := r.WeftArm("weft-vxlan", "vxlan", false); return a, err }},
 	})
 	return r.compare(o, rep, crossNode, arms, trafficTests(o, bench.Stream, bench.RR, bench.CRR))
 }
@@ -42,12 +45,12 @@ func crossNodeTraffic(r *rig, o *options, rep *report) error {
 // builder makes one arm.
 type builder struct {
 	name string
-	make func() (*arm, error)
+	make func() (*lab.Arm, error)
 }
 
 // build makes the arms; one that cannot be made is left out, and the notes say why.
-func (rep *report) build(bs []builder) []*arm {
-	var out []*arm
+func (rep *report) build(bs []builder) []*lab.Arm {
+	var out []*lab.Arm
 	for _, b := range bs {
 		a, err := b.make()
 		if err != nil {

@@ -27,6 +27,7 @@ import (
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // options are the flags.
@@ -78,15 +79,15 @@ func start() error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it makes network namespaces")
 	}
-	if os.Getenv(isolatedEnv) == "" {
+	if os.Getenv(lab.IsolatedEnv) == "" {
 		if o.peers {
-			if err := buildPeers(); err != nil {
+			if err := lab.BuildPeers(); err != nil {
 				fmt.Fprintln(os.Stderr, "bench: peers:", err)
 			}
 		}
-		return isolate(os.Args[1:])
+		return lab.Isolate(os.Args[1:])
 	}
-	if err := privateMounts(); err != nil {
+	if err := lab.PrivateMounts(); err != nil {
 		return err
 	}
 	return o.bench()
@@ -170,10 +171,10 @@ func (o *options) bench() error {
 	if err != nil {
 		return err
 	}
-	r := &rig{ctx: ctx, dir: dir, self: self, log: func(f string, a ...any) { fmt.Fprintf(os.Stderr, f+"\n", a...) }}
+	r := &rig{&lab.Lab{Ctx: ctx, Dir: dir, Self: self, Weft: o.weft, Log: func(f string, a ...any) { fmt.Fprintf(os.Stderr, f+"\n", a...) }}}
 	defer func() {
-		if err := r.close(); err != nil {
-			r.log("bench: %v", err)
+		if err := r.Close(); err != nil {
+			r.Log("bench: %v", err)
 		}
 	}()
 	rep := newReport()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"weft/internal/bench"
+	"weft/test/bench/lab"
 )
 
 // report is a whole run; its JSON is what a claim can be derived from again.
@@ -68,7 +69,7 @@ type verdict struct {
 
 func newReport() *report {
 	out := func(name string, args ...string) string {
-		raw, _ := program(name, args...).Output()
+		raw, _ := lab.Program(name, args...).Output()
 		return strings.TrimSpace(string(raw))
 	}
 	cpu := ""
