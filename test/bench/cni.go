@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,7 +41,7 @@ func cniRows(r *rig, o *options, rep *report) error {
 		{"netlink", func() (*subject, error) { return r.limitSubject(o) }},
 		{"ptp", func() (*subject, error) { return r.pluginSubject(o, "ptp") }},
 		{"bridge", func() (*subject, error) { return r.pluginSubject(o, "bridge") }},
-		{"weft", func() (*subject, error) { return r.weftSubject(o) }},
+		{"weft", func() (*subject, error) { return r.weftSubject(o, "weft", 0) }},
 	} {
 		s, err := b.make()
 		if err != nil {
@@ -50,25 +51,50 @@ func cniRows(r *rig, o *options, rep *report) error {
 		rep.Arms = append(rep.Arms, armInfo{Name: s.name, Group: "cni", About: s.about})
 		subjects = append(subjects, s)
 	}
+	policed := r.policedSubjects(o, rep)
 	if o.wants("C1", "C5") {
 		r.sequential(o, rep, subjects)
 	}
 	if o.wants("C2", "C4") {
-		r.bursts(o, rep, subjects[min(1, len(subjects)):])
+		r.bursts(o, rep, subjects[min(1, len(subjects)):], 1, 8, 32)
 	}
-	for _, s := range subjects {
+	if o.wants("C4") && len(policed) > 0 {
+		r.bursts(o, rep, policed, 1, 64)
+	}
+	for _, s := range append(subjects, policed...) {
 		if o.wants("C3") && (s.name == "ptp" || s.weft != nil) {
 			if err := r.firstPacket(o, rep, s); err != nil {
 				rep.note("C3 %s: %v", s.name, err)
 			}
 		}
-		if o.wants("C5") && s.weft != nil {
+		if o.wants("C5") && s.name == "weft" {
 			if err := r.kills(o, rep, s); err != nil {
 				rep.note("C5 kills: %v", err)
 			}
 		}
 	}
 	return nil
+}
+
+// policedSubjects are nodes with policies, in which all pods are isolated and may talk to each other.
+func (r *rig) policedSubjects(o *options, rep *report) []*subject {
+	if !o.wants("C3", "C4") {
+		return nil
+	}
+	var out []*subject
+	for name, policies := range policyArms() {
+		if policies < 1000 {
+			continue
+		}
+		s, err := r.weftSubject(o, name, policies)
+		if err != nil {
+			rep.note("CNI rows: %s left out: %v", name, err)
+			continue
+		}
+		rep.Arms = append(rep.Arms, armInfo{Name: s.name, Group: "cni", About: s.about})
+		out = append(out, s)
+	}
+	return out
 }
 
 // podsOf makes the pods' namespaces before anything is timed.
@@ -116,8 +142,11 @@ func (r *rig) pluginSubject(o *options, kind string) (*subject, error) {
 	return s, nil
 }
 
+// subjectID is the container ID of a pod, and the pod's name.
+func subjectID(name string, i int) string { return fmt.Sprintf("%s-%08x", name, i) }
+
 func (s *subject) use(p *lab.Plugin) {
-	id := func(i int) string { return fmt.Sprintf("%s-%08x", s.name, i) }
+	id := func(i int) string { return subjectID(s.name, i) }
 	s.add = func(i int) error { _, err := p.Add(id(i), s.pods[i]); return err }
 	s.del = func(i int) error { return p.Del(id(i), s.pods[i]) }
 	s.addAddress = func(i int, f netset.Family) (netip.Addr, error) {
@@ -126,12 +155,22 @@ func (s *subject) use(p *lab.Plugin) {
 	}
 }
 
-func (r *rig) weftSubject(o *options) (*subject, error) {
-	s, err := o.subjectOn("weft", "weft-cni and its agent, VXLAN, dual stack")
+func (r *rig) weftSubject(o *options, name string, policies int) (*subject, error) {
+	about := "weft-cni and its agent, VXLAN, dual stack"
+	var objects []string
+	if policies > 0 {
+		about += fmt.Sprintf(", %d policies", policies)
+		var pods []string
+		for i := range o.pods {
+			pods = append(pods, subjectID(name, i))
+		}
+		objects = []string{lab.Policies(policies, pods...)}
+	}
+	s, err := o.subjectOn(name, about)
 	if err != nil {
 		return nil, err
 	}
-	if s.weft, err = r.StartWeft(s.node, 1, "vxlan"); err != nil {
+	if s.weft, err = r.StartWeft(s.node, 1, "vxlan", objects...); err != nil {
 		return nil, err
 	}
 	s.use(s.weft.Plugin)
@@ -299,9 +338,9 @@ func (s *subject) burst(parallel int) burst {
 }
 
 // bursts is rows C2 and C4.
-func (r *rig) bursts(o *options, rep *report, subjects []*subject) {
+func (r *rig) bursts(o *options, rep *report, subjects []*subject, degrees ...int) {
 	rounds := max(1, o.rounds/3)
-	for _, parallel := range []int{1, 8, 32} {
+	for _, parallel := range degrees {
 		got := map[string][]burst{}
 		order := rand.Perm(len(subjects))
 		for round := range rounds {
@@ -332,18 +371,27 @@ func judgeBursts(rep *report, parallel, pods int, got map[string][]burst) {
 			first, last = append(first, bench.Median(b.add[:k])), append(last, bench.Median(b.add[pods-k:]))
 		}
 		test := fmt.Sprintf("%d pods, %d at once", pods, parallel)
-		rep.inform("C2", test+", rate", name, "pods/s", bench.Median(rates[name]))
-		rep.inform("C2", test+", p50", name, "ms", bench.Quantile(all, .5))
-		rep.inform("C2", test+", p99", name, "ms", bench.Quantile(all, .99))
+		row := "C2"
+		if strings.HasPrefix(name, "weft-policy") {
+			row = "C4"
+		}
+		rep.inform(row, test+", rate", name, "pods/s", bench.Median(rates[name]))
+		rep.inform(row, test+", p50", name, "ms", bench.Quantile(all, .5))
+		rep.inform(row, test+", p99", name, "ms", bench.Quantile(all, .99))
 		rep.Samples = append(rep.Samples, sampleRow{Subject: name, What: test, Rounds: [][]float64{all}, Unit: "ms"})
 		if len(failed) > 0 {
 			rep.note("C2 %s %s: %d errors, the first: %v", name, test, len(failed), failed[0])
 		}
-		if name != "weft" {
+		if row == "C4" {
+			bound := map[int]float64{1: 50, 64: 250}[parallel]
+			rep.absolute("C4", test+", p99", name, "ms", bench.Quantile(all, .99), bound)
+			rep.absolute("C4", test+", errors", name, "", float64(len(failed)), 0)
+		} else if name != "weft" {
 			continue
+		} else {
+			rep.absolute("C2", test+", p99/p50", name, "", bench.Quantile(all, .99)/bench.Quantile(all, .5), 5)
+			rep.absolute("C2", test+", errors", name, "", float64(len(failed)), 0)
 		}
-		rep.absolute("C2", test+", p99/p50", name, "", bench.Quantile(all, .99)/bench.Quantile(all, .5), 5)
-		rep.absolute("C2", test+", errors", name, "", float64(len(failed)), 0)
 		if ptp := rates["ptp"]; ptp != nil {
 			iv := bench.MedianRatio(rates[name], ptp)
 			rep.Verdicts = append(rep.Verdicts, verdict{

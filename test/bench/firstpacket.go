@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,8 @@ func (r *rig) firstPacket(o *options, rep *report, s *subject) error {
 
 // firstPacketTo adds pod i, waits for the packet, and removes the pod.
 func (r *rig) firstPacketTo(s *subject, i int, f netset.Family) (float64, error) {
+	runtime.LockOSThread() // for lab.Readable
+	defer runtime.UnlockOSThread()
 	receiver, err := udpIn(s.pods[i], f, true)
 	if err != nil {
 		return 0, err
@@ -62,20 +65,18 @@ func (r *rig) firstPacketTo(s *subject, i int, f netset.Family) (float64, error)
 	begin := time.Now()
 	defer func() { _ = lab.InNS(s.node, func() error { return s.del(i) }) }()
 	to := sockaddr(target, probePort)
-	buf := make([]byte, 16)
 	for {
-		_ = unix.Sendto(sender, buf[:1], 0, to) // no route yet is an answer as well
-		n, _, err := unix.Recvfrom(receiver, buf, 0)
-		if n > 0 {
+		_ = unix.Sendto(sender, []byte{0}, 0, to) // no route yet is an answer as well
+		if lab.Readable(receiver, 100*time.Microsecond) {
 			return milliseconds(time.Since(begin)), nil
 		}
 		if time.Since(begin) > 5*time.Second {
-			return 0, fmt.Errorf("no packet reached %s within 5 s of its ADD: %w", target, err)
+			return 0, fmt.Errorf("no packet reached %s within 5 s of its ADD", target)
 		}
 	}
 }
 
-// udpIn opens a UDP socket in a namespace: bound to the probe port with a 100 us time limit, or for sending.
+// udpIn opens a UDP socket in a namespace: bound to the probe port, or for sending.
 func udpIn(ns string, f netset.Family, listen bool) (fd int, err error) {
 	err = lab.InNS(ns, func() error {
 		all := lab.Unspecified(f)
@@ -84,10 +85,6 @@ func udpIn(ns string, f netset.Family, listen bool) (fd int, err error) {
 			domain = unix.AF_INET6
 		}
 		if fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil || !listen {
-			return err
-		}
-		limit := unix.Timeval{Usec: 100}
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
 			return err
 		}
 		return unix.Bind(fd, sockaddr(all, probePort))

@@ -1,25 +1,39 @@
 package main
 
 import (
+	"slices"
+
 	"weft/internal/bench"
 	"weft/test/bench/lab"
 )
 
-// sameNodeTraffic is rows P1, P3 and P4.
+// policyArms are the arms of row Y5 with how many policies each has.
+func policyArms() map[string]int {
+	return map[string]int{"weft-policy-1": 1, "weft-policy-1k": 1_000, "weft-policy-10k": 10_000}
+}
+
+// sameNodeTraffic is rows P1, P3 and P4, and with policies row Y5.
 func sameNodeTraffic(r *rig, o *options, rep *report) error {
-	arms := rep.build([]builder{
+	builders := []builder{
 		{"veth", func() (*lab.Arm, error) { return r.Direct("veth") }},
 		{"veth again", func() (*lab.Arm, error) { return r.Direct("veth again") }},
 		{"bridge", func() (*lab.Arm, error) { return r.WithPlugin("bridge", "bridge", true, false) }},
 		{"ptp", func() (*lab.Arm, error) { return r.WithPlugin("ptp", "ptp", true, false) }},
 		{"weft", func() (*lab.Arm, error) { a, _, err := r.WeftArm("weft", "vxlan", true); return a, err }},
-	})
+	}
+	if o.wants("Y5") {
+		for _, name := range slices.Sorted(mapKeys(policyArms())) {
+			objects := lab.Policies(policyArms()[name], "bench0", "bench1")
+			builders = append(builders, builder{name, func() (*lab.Arm, error) { a, _, err := r.WeftArm(name, "vxlan", true, objects); return a, err }})
+		}
+	}
+	arms := rep.build(builders)
 	var modes []bench.Mode
 	for _, m := range []struct {
 		row  string
 		mode bench.Mode
 	}{{"P1", bench.Stream}, {"P3", bench.RR}, {"P4", bench.CRR}} {
-		if o.wants(m.row) {
+		if o.wants(m.row, "Y5") {
 			modes = append(modes, m.mode)
 		}
 	}

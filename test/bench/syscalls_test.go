@@ -97,7 +97,7 @@ func TestSystemCallsPerADD(t *testing.T) {
 	if r == nil {
 		return
 	}
-	s, err := r.weftSubject(o)
+	s, err := r.weftSubject(o, "weft", 0)
 	if err != nil {
 		t.Fatal(err)
 	}

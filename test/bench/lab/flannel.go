@@ -28,8 +28,8 @@ import (
 const (
 	flannelVersion = "v0.28.10"
 	// FlannelEnv names a flanneld to use, and EtcdEnv an etcd.
-	FlannelEnv     = "PEER_FLANNEL_BIN"
-	EtcdEnv        = "PEER_ETCD_BIN"
+	FlannelEnv = "PEER_FLANNEL_BIN"
+	EtcdEnv    = "PEER_ETCD_BIN"
 )
 
 // BuildPeers builds flannel and etcd from their modules into the user's cache, unless the environment

@@ -5,6 +5,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -240,4 +241,17 @@ func Await(what string, limit time.Duration, p *Process, ok func() bool) error {
 		time.Sleep(time.Millisecond)
 	}
 	return nil
+}
+
+// Readable waits until a socket has something to read, at most so long; fd -1 only waits. The time limit of a socket (SO_RCVTIMEO)
+// is counted in jiffies of up to 4 ms, this one is not. Call it in a locked thread.
+func Readable(fd int, limit time.Duration) bool {
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0) // the kernel adds 50 us otherwise; it knows the option
+	for deadline := time.Now().Add(limit); ; {
+		rest := unix.NsecToTimespec(max(time.Until(deadline), 0).Nanoseconds())
+		n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, &rest, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0
+		}
+	}
 }

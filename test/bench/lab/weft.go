@@ -22,8 +22,9 @@ type Node struct {
 	Ready  time.Duration // exec to the conflist being there
 }
 
-// StartWeft starts the agent of node index (1 or 2) in a namespace with that node's addresses.
-func (r *Lab) StartWeft(ns string, index int, backend string) (*Node, error) {
+// StartWeft starts the agent of node index (1 or 2) in a namespace with that node's addresses. Objects are YAML of what else
+// there is in the cluster.
+func (r *Lab) StartWeft(ns string, index int, backend string, objects ...string) (*Node, error) {
 	n := &Node{r: r, name: fmt.Sprintf("node-%d", index), NS: ns, Dir: filepath.Join(r.Dir, ns), weft: filepath.Join(r.Weft, "weft")}
 	for _, binary := range []string{"weft", "weft-cni"} {
 		if _, err := os.Stat(filepath.Join(r.Weft, binary)); err != nil {
@@ -40,6 +41,11 @@ func (r *Lab) StartWeft(ns string, index int, backend string) (*Node, error) {
 	}
 	if err := n.configure(backend); err != nil {
 		return nil, err
+	}
+	for i, text := range objects {
+		if err := os.WriteFile(filepath.Join(n.Dir, "objects", fmt.Sprintf("more-%d.yaml", i)), []byte(text), 0o644); err != nil {
+			return nil, err
+		}
 	}
 	if err := n.Start(); err != nil {
 		return nil, err
@@ -91,7 +97,7 @@ func (n *Node) Start() error {
 	if err != nil {
 		return err
 	}
-	err = Await("agent ready", 30*time.Second, n.Agent, func() bool { _, err := os.Stat(n.conflist()); return err == nil })
+	err = Await("agent ready", 2*time.Minute, n.Agent, func() bool { _, err := os.Stat(n.conflist()); return err == nil })
 	n.Ready = time.Since(begin)
 	return err
 }
@@ -145,7 +151,7 @@ func (r *Lab) weftVersion() string {
 }
 
 // WeftArm attaches the pods with weft: both on one node (same), or one on each of two.
-func (r *Lab) WeftArm(name, backend string, same bool) (*Arm, []*Node, error) {
+func (r *Lab) WeftArm(name, backend string, same bool, objects ...string) (*Arm, []*Node, error) {
 	ns, err := Nodes(name)
 	if err != nil {
 		return nil, nil, err
@@ -157,7 +163,7 @@ func (r *Lab) WeftArm(name, backend string, same bool) (*Arm, []*Node, error) {
 	}
 	var agents []*Node
 	for i := range place[1] + 1 {
-		n, err := r.StartWeft(ns[i], i+1, backend)
+		n, err := r.StartWeft(ns[i], i+1, backend, objects...)
 		if err != nil {
 			return nil, nil, err
 		}
