@@ -234,8 +234,12 @@ func (e *Engine) refresh(h *holder) {
 
 // selected marks the endpoints of this node that a policy selects.
 func (e *Engine) selected(p *policy) {
+	ns := namespaceIn(p.demand)
 	for _, l := range e.locals {
-		if !e.todo.locals[l] && l.holder != nil && p.concerns(e, l) {
+		if e.todo.locals[l] || l.holder == nil || ns != "" && (l.holder.pod == nil || l.holder.pod.Namespace != ns) {
+			continue
+		}
+		if p.concerns(e, l) {
 			e.todo.locals[l] = true
 		}
 	}
