@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"weft/internal/model"
 	"weft/internal/plan"
 	"weft/internal/run"
 	"weft/internal/store"
@@ -39,8 +40,11 @@ const (
 	// batchOwners bounds how many owners' rows go into one batch, so that in a burst the first
 	// pods are ready long before the last.
 	batchOwners = 16
-	firstRetry  = 50 * time.Millisecond
-	lastRetry   = 10 * time.Second
+	// batchShare is the part of a long queue that one batch takes in any case: each batch looks at the whole queue, and that
+	// shall not be more often than its length wants. A pod that comes while a hundred thousand rows wait, waits for one batch.
+	batchShare = 16
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = 10 * time.Second
 	// Recheck is how often every row is handed to its driver again, as a net under the watchers.
 	recheck = 10 * time.Minute
 )
@@ -151,13 +155,20 @@ func (l *Loop) batch(ctx context.Context, todo []*store.Row) {
 	l.stats.LastBatch = time.Since(began)
 }
 
-// oldest keeps the rows of at most batchOwners owners, those first whose rows have waited longest.
+// oldest keeps the rows of at most batchOwners owners, or of a share of all, those first whose rows have waited longest.
 func oldest(todo []*store.Row) []*store.Row {
-	slices.SortStableFunc(todo, func(a, b *store.Row) int { return a.Since.Compare(b.Since) })
-	owners := map[string]bool{}
+	bySince := func(a, b *store.Row) int { return a.Since.Compare(b.Since) }
+	if !slices.IsSortedFunc(todo, bySince) {
+		slices.SortStableFunc(todo, bySince)
+	}
+	most := max(batchOwners, len(todo)/batchShare)
+	owners := make(map[model.Key]bool, min(most, len(todo)))
 	return slices.DeleteFunc(todo, func(r *store.Row) bool {
-		o := r.Row.Owner().String()
-		if !owners[o] && len(owners) == batchOwners {
+		o := r.Row.Owner()
+		if owners[o] {
+			return false
+		}
+		if len(owners) == most {
 			return true
 		}
 		owners[o] = true
@@ -241,12 +252,17 @@ func (l *Loop) unhandled(todo []*store.Row) {
 
 // sweep removes leftovers of earlier agents. Everything that the sources know has been applied by now.
 func (l *Loop) sweep(ctx context.Context) error {
-	if err := l.store.Settled(ctx); err != nil {
-		return err
-	}
-	if todo, _ := l.store.Todo(l.due); len(todo) > 0 {
-		l.batch(ctx, todo)
-		return l.sweep(ctx)
+	for {
+		if err := l.store.Settled(ctx); err != nil {
+			return err
+		}
+		todo, _ := l.store.Todo(l.due)
+		if len(todo) == 0 {
+			break
+		}
+		if l.batch(ctx, todo); ctx.Err() != nil {
+			return ctx.Err()
+		}
 	}
 	view := l.store.View()
 	var errs []error

@@ -70,10 +70,16 @@ func ownerIndex() statedb.Index[*Row, model.Key] {
 	}
 }
 
+// statusIndex finds rows that somebody has to do something about. Nearly all rows are Done, and nobody looks for those.
 func statusIndex() statedb.Index[*Row, Status] {
 	return statedb.Index[*Row, Status]{
-		Name:       "status",
-		FromObject: func(r *Row) index.KeySet { return index.NewKeySet(index.String(string(r.Status))) },
+		Name: "status",
+		FromObject: func(r *Row) index.KeySet {
+			if r.Status == Done || r.Status == Conflict {
+				return index.KeySet{}
+			}
+			return index.NewKeySet(index.String(string(r.Status)))
+		},
 		FromKey:    func(s Status) index.Key { return index.String(string(s)) },
 	}
 }

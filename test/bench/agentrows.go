@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"weft/internal/bench"
+	"weft/test/bench/lab"
 )
 
 // agentRows are rows A1, A2, A4 and A5: what the daemon costs when nothing happens.
@@ -22,11 +23,11 @@ func agentRows(r *rig, o *options, rep *report) error {
 	if !o.wants("A1", "A2", "A4") {
 		return nil
 	}
-	ns, err := nodes("agent")
+	ns, err := lab.Nodes("agent")
 	if err != nil {
 		return err
 	}
-	n, err := r.startWeft(o, ns[0], 1, "vxlan")
+	n, err := r.StartWeft(ns[0], 1, "vxlan")
 	if err != nil {
 		return err
 	}
@@ -40,21 +41,21 @@ func agentRows(r *rig, o *options, rep *report) error {
 		return err
 	}
 	for i, pod := range pods {
-		if err := inNS(n.ns, func() error { _, err := n.plugin.add(fmt.Sprintf("idle%d", i), pod); return err }); err != nil {
+		if err := lab.InNS(n.NS, func() error { _, err := n.Plugin.Add(fmt.Sprintf("idle%d", i), pod); return err }); err != nil {
 			return err
 		}
 	}
-	daemons := map[string]*process{"weft": n.agent}
-	if fns, err := nodes("agent-flannel"); err != nil {
+	daemons := map[string]*lab.Process{"weft": n.Agent}
+	if fns, err := lab.Nodes("agent-flannel"); err != nil {
 		return err
-	} else if f, err := r.startFlannel("agent-flannel", "vxlan", fns); err != nil {
+	} else if f, err := r.StartFlannel("agent-flannel", "vxlan", fns); err != nil {
 		rep.note("A1, A2: flannel left out: %v", err)
 	} else {
-		defer f.stop()
-		daemons["flannel"] = f.daemons[0]
-		rep.inform("A4", "exec to lease, warm etcd", "flannel", "ms", milliseconds(f.ready[0]))
+		defer f.Stop()
+		daemons["flannel"] = f.Daemons[0]
+		rep.inform("A4", "exec to lease, warm etcd", "flannel", "ms", milliseconds(f.Ready[0]))
 	}
-	defer n.stop()
+	defer n.Stop()
 	return r.idle(o, rep, daemons)
 }
 
@@ -67,7 +68,7 @@ func sizes(o *options, rep *report) {
 		{filepath.Join(o.weft, "weft"), 45},
 		{filepath.Join(o.weft, "weft-cni"), 6},
 		{filepath.Join(o.weft, "weft-image-"+runtime.GOARCH+".tar"), 45},
-		{os.Getenv(flannelEnv), 0},
+		{os.Getenv(lab.FlannelEnv), 0},
 	} {
 		info, err := os.Stat(b.path)
 		if err != nil {
@@ -83,27 +84,27 @@ func sizes(o *options, rep *report) {
 }
 
 // starts is row A4: exec until an ADD has been answered, from nothing and with a kernel that is set up already.
-func starts(o *options, rep *report, n *weftNode) error {
-	if err := netns("agent.start"); err != nil {
+func starts(o *options, rep *report, n *lab.Node) error {
+	if err := lab.Netns("agent.start"); err != nil {
 		return err
 	}
 	var warm []float64
 	for i := range max(3, o.rounds/2) {
-		n.kill()
+		n.Kill()
 		begin := time.Now()
-		if err := n.start(); err != nil {
+		if err := n.Start(); err != nil {
 			return err
 		}
 		id := fmt.Sprintf("start%d", i)
-		if err := inNS(n.ns, func() error { _, err := n.plugin.add(id, "agent.start"); return err }); err != nil {
+		if err := lab.InNS(n.NS, func() error { _, err := n.Plugin.Add(id, "agent.start"); return err }); err != nil {
 			return err
 		}
 		warm = append(warm, milliseconds(time.Since(begin)))
-		if err := inNS(n.ns, func() error { return n.plugin.del(id, "agent.start") }); err != nil {
+		if err := lab.InNS(n.NS, func() error { return n.Plugin.Del(id, "agent.start") }); err != nil {
 			return err
 		}
 	}
-	rep.absolute("A4", "exec to ready, first start", "weft", "ms", milliseconds(n.ready), 1000)
+	rep.absolute("A4", "exec to ready, first start", "weft", "ms", milliseconds(n.Ready), 1000)
 	rep.absolute("A4", "exec to ADD answered, restart, median", "weft", "ms", bench.Median(warm), 1000)
 	rep.Samples = append(rep.Samples, sampleRow{Subject: "weft", What: "restart to ADD answered", Unit: "ms", Rounds: [][]float64{warm}})
 	return nil
@@ -175,7 +176,7 @@ func keyed(raw []byte, key string) float64 {
 const settle = 10 * time.Second
 
 // idle is rows A1 and A2.
-func (r *rig) idle(o *options, rep *report, daemons map[string]*process) error {
+func (r *rig) idle(o *options, rep *report, daemons map[string]*lab.Process) error {
 	time.Sleep(min(settle, o.idle))
 	from := map[string]vitals{}
 	var err error
@@ -184,12 +185,12 @@ func (r *rig) idle(o *options, rep *report, daemons map[string]*process) error {
 			return err
 		}
 	}
-	r.log("idle for %v", o.idle)
+	r.Log("idle for %v", o.idle)
 	begin := time.Now()
 	select {
 	case <-time.After(o.idle):
-	case <-r.ctx.Done():
-		return r.ctx.Err()
+	case <-r.Ctx.Done():
+		return r.Ctx.Err()
 	}
 	seconds := time.Since(begin).Seconds()
 	to := map[string]vitals{}
@@ -237,7 +238,7 @@ func countForks(pid int, during time.Duration) (float64, error) {
 		return 0, err
 	}
 	defer func() { _ = os.Remove(file.Name()) }()
-	cmd := program(strace, "-f", "-qq", "-e", "trace=fork,vfork,clone,clone3,execve", "-o", file.Name(), "-p", strconv.Itoa(pid))
+	cmd := lab.Program(strace, "-f", "-qq", "-e", "trace=fork,vfork,clone,clone3,execve", "-o", file.Name(), "-p", strconv.Itoa(pid))
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}

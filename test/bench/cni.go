@@ -5,11 +5,13 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // subject is one way to attach pods in a node namespace of its own. add and del are called in threads
@@ -23,7 +25,7 @@ type subject struct {
 	del   func(i int) error
 	// addAddress is add, and tells the address that the pod was given. Plugins only.
 	addAddress func(i int, f netset.Family) (netip.Addr, error)
-	weft       *weftNode // nil for peers
+	weft       *lab.Node // nil for peers
 }
 
 // samples are durations in milliseconds, one slice a round.
@@ -39,7 +41,7 @@ func cniRows(r *rig, o *options, rep *report) error {
 		{"netlink", func() (*subject, error) { return r.limitSubject(o) }},
 		{"ptp", func() (*subject, error) { return r.pluginSubject(o, "ptp") }},
 		{"bridge", func() (*subject, error) { return r.pluginSubject(o, "bridge") }},
-		{"weft", func() (*subject, error) { return r.weftSubject(o) }},
+		{"weft", func() (*subject, error) { return r.weftSubject(o, "weft", 0) }},
 	} {
 		s, err := b.make()
 		if err != nil {
@@ -49,19 +51,23 @@ func cniRows(r *rig, o *options, rep *report) error {
 		rep.Arms = append(rep.Arms, armInfo{Name: s.name, Group: "cni", About: s.about})
 		subjects = append(subjects, s)
 	}
+	policed := r.policedSubjects(o, rep)
 	if o.wants("C1", "C5") {
 		r.sequential(o, rep, subjects)
 	}
 	if o.wants("C2", "C4") {
-		r.bursts(o, rep, subjects[min(1, len(subjects)):])
+		r.bursts(o, rep, subjects[min(1, len(subjects)):], 1, 8, 32)
 	}
-	for _, s := range subjects {
+	if o.wants("C4") && len(policed) > 0 {
+		r.bursts(o, rep, policed, 1, 64)
+	}
+	for _, s := range append(subjects, policed...) {
 		if o.wants("C3") && (s.name == "ptp" || s.weft != nil) {
 			if err := r.firstPacket(o, rep, s); err != nil {
 				rep.note("C3 %s: %v", s.name, err)
 			}
 		}
-		if o.wants("C5") && s.weft != nil {
+		if o.wants("C5") && s.name == "weft" {
 			if err := r.kills(o, rep, s); err != nil {
 				rep.note("C5 kills: %v", err)
 			}
@@ -70,12 +76,33 @@ func cniRows(r *rig, o *options, rep *report) error {
 	return nil
 }
 
+// policedSubjects are nodes with policies, in which all pods are isolated and may talk to each other.
+func (r *rig) policedSubjects(o *options, rep *report) []*subject {
+	if !o.wants("C3", "C4") {
+		return nil
+	}
+	var out []*subject
+	for name, policies := range policyArms() {
+		if policies < 1000 {
+			continue
+		}
+		s, err := r.weftSubject(o, name, policies)
+		if err != nil {
+			rep.note("CNI rows: %s left out: %v", name, err)
+			continue
+		}
+		rep.Arms = append(rep.Arms, armInfo{Name: s.name, Group: "cni", About: s.about})
+		out = append(out, s)
+	}
+	return out
+}
+
 // podsOf makes the pods' namespaces before anything is timed.
 func podsOf(name string, n int) ([]string, error) {
 	pods := make([]string, n)
 	for i := range pods {
 		pods[i] = fmt.Sprintf("%s.p%d", name, i)
-		if err := netns(pods[i]); err != nil {
+		if err := lab.Netns(pods[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -85,7 +112,7 @@ func podsOf(name string, n int) ([]string, error) {
 // subjectOn makes a node namespace and its pods.
 func (o *options) subjectOn(name, about string) (*subject, error) {
 	s := &subject{name: name, about: about, node: "cni-" + name + ".A"}
-	if _, err := nodes("cni-" + name); err != nil {
+	if _, err := lab.Nodes("cni-" + name); err != nil {
 		return nil, err
 	}
 	var err error
@@ -96,18 +123,18 @@ func (o *options) subjectOn(name, about string) (*subject, error) {
 func (r *rig) limitSubject(o *options) (*subject, error) {
 	s, err := o.subjectOn("netlink", "netlink calls for the same link, addresses and routes, in process")
 	if err == nil {
-		s.add = func(i int) error { return netlinkLimit{}.add(i, s.pods[i]) }
-		s.del = func(i int) error { return netlinkLimit{}.del(i) }
+		s.add = func(i int) error { return lab.Limit{}.Add(i, s.pods[i]) }
+		s.del = func(i int) error { return lab.Limit{}.Del(i) }
 	}
 	return s, err
 }
 
 func (r *rig) pluginSubject(o *options, kind string) (*subject, error) {
-	s, err := o.subjectOn(kind, debianPlugins()+", "+kind+" + host-local, dual stack, no DAD")
+	s, err := o.subjectOn(kind, lab.DebianPlugins()+", "+kind+" + host-local, dual stack, no DAD")
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.debianPlugin(kind, "cni-"+kind, both(podPrefix, 1), 1500)
+	p, err := r.DebianPlugin(kind, "cni-"+kind, lab.Both(lab.PodPrefix, 1), 1500)
 	if err != nil {
 		return nil, err
 	}
@@ -115,32 +142,45 @@ func (r *rig) pluginSubject(o *options, kind string) (*subject, error) {
 	return s, nil
 }
 
-func (s *subject) use(p *plugin) {
-	id := func(i int) string { return fmt.Sprintf("%s-%08x", s.name, i) }
-	s.add = func(i int) error { _, err := p.add(id(i), s.pods[i]); return err }
-	s.del = func(i int) error { return p.del(id(i), s.pods[i]) }
+// subjectID is the container ID of a pod, and the pod's name.
+func subjectID(name string, i int) string { return fmt.Sprintf("%s-%08x", name, i) }
+
+func (s *subject) use(p *lab.Plugin) {
+	id := func(i int) string { return subjectID(s.name, i) }
+	s.add = func(i int) error { _, err := p.Add(id(i), s.pods[i]); return err }
+	s.del = func(i int) error { return p.Del(id(i), s.pods[i]) }
 	s.addAddress = func(i int, f netset.Family) (netip.Addr, error) {
-		r, err := p.add(id(i), s.pods[i])
-		return r.addresses()[f], err
+		r, err := p.Add(id(i), s.pods[i])
+		return r.Addresses()[f], err
 	}
 }
 
-func (r *rig) weftSubject(o *options) (*subject, error) {
-	s, err := o.subjectOn("weft", "weft-cni and its agent, VXLAN, dual stack")
+func (r *rig) weftSubject(o *options, name string, policies int) (*subject, error) {
+	about := "weft-cni and its agent, VXLAN, dual stack"
+	var objects []string
+	if policies > 0 {
+		about += fmt.Sprintf(", %d policies", policies)
+		var pods []string
+		for i := range o.pods {
+			pods = append(pods, subjectID(name, i))
+		}
+		objects = []string{lab.Policies(policies, pods...)}
+	}
+	s, err := o.subjectOn(name, about)
 	if err != nil {
 		return nil, err
 	}
-	if s.weft, err = r.startWeft(o, s.node, 1, "vxlan"); err != nil {
+	if s.weft, err = r.StartWeft(s.node, 1, "vxlan", objects...); err != nil {
 		return nil, err
 	}
-	s.use(s.weft.plugin)
+	s.use(s.weft.Plugin)
 	return s, nil
 }
 
 // timed calls f for pods [from, to) one after the other and returns milliseconds. A failed call is a note and no sample.
 func (s *subject) timed(rep *report, what string, from, to int, f func(int) error) []float64 {
 	var out []float64
-	_ = inNS(s.node, func() error {
+	_ = lab.InNS(s.node, func() error {
 		for i := from; i < to; i++ {
 			begin := time.Now()
 			if err := f(i); err != nil {
@@ -185,7 +225,7 @@ func (r *rig) sequential(o *options, rep *report, subjects []*subject) {
 		}
 		n.after(from)
 		rep.Noise = append(rep.Noise, n)
-		r.log("CNI sequential round %d of %d: %s", round+1, o.rounds, n.words())
+		r.Log("CNI sequential round %d of %d: %s", round+1, o.rounds, n.words())
 		if n.Skipped && !o.noisy {
 			continue
 		}
@@ -267,7 +307,7 @@ func (s *subject) burst(parallel int) burst {
 		var wg sync.WaitGroup
 		for range parallel {
 			wg.Go(func() {
-				_ = inNS(s.node, func() error {
+				_ = lab.InNS(s.node, func() error {
 					for i := range next {
 						begin := time.Now()
 						err := f(i)
@@ -298,9 +338,9 @@ func (s *subject) burst(parallel int) burst {
 }
 
 // bursts is rows C2 and C4.
-func (r *rig) bursts(o *options, rep *report, subjects []*subject) {
+func (r *rig) bursts(o *options, rep *report, subjects []*subject, degrees ...int) {
 	rounds := max(1, o.rounds/3)
-	for _, parallel := range []int{1, 8, 32} {
+	for _, parallel := range degrees {
 		got := map[string][]burst{}
 		order := rand.Perm(len(subjects))
 		for round := range rounds {
@@ -313,7 +353,7 @@ func (r *rig) bursts(o *options, rep *report, subjects []*subject) {
 			slices.Reverse(order)
 			n.after(from)
 			rep.Noise = append(rep.Noise, n)
-			r.log("%s round %d of %d: %s", n.Group, round+1, rounds, n.words())
+			r.Log("%s round %d of %d: %s", n.Group, round+1, rounds, n.words())
 		}
 		judgeBursts(rep, parallel, len(subjects[0].pods), got)
 	}
@@ -331,18 +371,27 @@ func judgeBursts(rep *report, parallel, pods int, got map[string][]burst) {
 			first, last = append(first, bench.Median(b.add[:k])), append(last, bench.Median(b.add[pods-k:]))
 		}
 		test := fmt.Sprintf("%d pods, %d at once", pods, parallel)
-		rep.inform("C2", test+", rate", name, "pods/s", bench.Median(rates[name]))
-		rep.inform("C2", test+", p50", name, "ms", bench.Quantile(all, .5))
-		rep.inform("C2", test+", p99", name, "ms", bench.Quantile(all, .99))
+		row := "C2"
+		if strings.HasPrefix(name, "weft-policy") {
+			row = "C4"
+		}
+		rep.inform(row, test+", rate", name, "pods/s", bench.Median(rates[name]))
+		rep.inform(row, test+", p50", name, "ms", bench.Quantile(all, .5))
+		rep.inform(row, test+", p99", name, "ms", bench.Quantile(all, .99))
 		rep.Samples = append(rep.Samples, sampleRow{Subject: name, What: test, Rounds: [][]float64{all}, Unit: "ms"})
 		if len(failed) > 0 {
 			rep.note("C2 %s %s: %d errors, the first: %v", name, test, len(failed), failed[0])
 		}
-		if name != "weft" {
+		if row == "C4" {
+			bound := map[int]float64{1: 50, 64: 250}[parallel]
+			rep.absolute("C4", test+", p99", name, "ms", bench.Quantile(all, .99), bound)
+			rep.absolute("C4", test+", errors", name, "", float64(len(failed)), 0)
+		} else if name != "weft" {
 			continue
+		} else {
+			rep.absolute("C2", test+", p99/p50", name, "", bench.Quantile(all, .99)/bench.Quantile(all, .5), 5)
+			rep.absolute("C2", test+", errors", name, "", float64(len(failed)), 0)
 		}
-		rep.absolute("C2", test+", p99/p50", name, "", bench.Quantile(all, .99)/bench.Quantile(all, .5), 5)
-		rep.absolute("C2", test+", errors", name, "", float64(len(failed)), 0)
 		if ptp := rates["ptp"]; ptp != nil {
 			iv := bench.MedianRatio(rates[name], ptp)
 			rep.Verdicts = append(rep.Verdicts, verdict{

@@ -12,6 +12,7 @@ import (
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // event is something done to the agents while traffic flows.
@@ -30,30 +31,30 @@ func agentDeath(r *rig, o *options, rep *report) error {
 		name, backend string
 		same          bool
 	}{{"weft death same node", "vxlan", true}, {"weft death vxlan", "vxlan", false}, {"weft death direct", "direct", false}} {
-		a, agents, err := r.weftArm(o, c.name, c.backend, c.same)
+		a, agents, err := r.WeftArm(c.name, c.backend, c.same)
 		if err != nil {
 			rep.note("P9 %s: %v", c.name, err)
 			continue
 		}
-		if err := r.startTools([]*arm{a}); err != nil {
+		if err := r.startTools([]*lab.Arm{a}); err != nil {
 			rep.note("P9 %s: %v", c.name, err)
 			continue
 		}
 		for _, mode := range []bench.Mode{bench.RR, bench.Stream} {
 			if err := r.death(o, rep, a, agents, mode); err != nil {
 				rep.note("P9 %s: %v", c.name, err)
-				rep.absolute("P9", string(mode)+", connections lost", a.name, "", 1, 0)
+				rep.absolute("P9", string(mode)+", connections lost", a.Name, "", 1, 0)
 			}
 		}
 		for _, n := range agents {
-			n.stop()
+			n.Stop()
 		}
 	}
 	return nil
 }
 
 // death compares runs with and without events, in turns.
-func (r *rig) death(o *options, rep *report, a *arm, agents []*weftNode, mode bench.Mode) error {
+func (r *rig) death(o *options, rep *report, a *lab.Arm, agents []*lab.Node, mode bench.Mode) error {
 	spec := test{mode: mode, place: "2cpu", family: netset.V4}.spec(o)
 	spec.Duration, spec.Gaps = 10*time.Second, 4096
 	if o.quick {
@@ -82,11 +83,11 @@ func (r *rig) death(o *options, rep *report, a *arm, agents []*weftNode, mode be
 }
 
 // torment kills, starts and stops the agents during that time, and leaves them running.
-func (r *rig) torment(agents []*weftNode, during time.Duration) []event {
+func (r *rig) torment(agents []*lab.Node, during time.Duration) []event {
 	var out []event
 	step := during / 6
 	time.Sleep(step)
-	each := func(what string, f func(*weftNode)) {
+	each := func(what string, f func(*lab.Node)) {
 		e := event{what: what, from: time.Now()}
 		for _, n := range agents {
 			f(n)
@@ -95,17 +96,17 @@ func (r *rig) torment(agents []*weftNode, during time.Duration) []event {
 		out = append(out, e)
 		time.Sleep(step)
 	}
-	each("SIGKILL", (*weftNode).kill)
-	each("start", func(n *weftNode) { _ = n.start() })
-	each("SIGTERM", (*weftNode).stop)
-	each("start", func(n *weftNode) { _ = n.start() })
+	each("SIGKILL", (*lab.Node).Kill)
+	each("start", func(n *lab.Node) { _ = n.Start() })
+	each("SIGTERM", (*lab.Node).Stop)
+	each("start", func(n *lab.Node) { _ = n.Start() })
 	return out
 }
 
 // judgeDeath counts what took longer than twice the quiet p99.9 (round trips), or than the longest quiet
 // gap (stream), during an event or within a second after it. The quiet runs have such gaps too, for the machine's
 // own reasons; as many as they have in that time, and twice the standard error of that count, are not blamed on weft.
-func judgeDeath(rep *report, a *arm, mode bench.Mode, quiet, loud []*bench.Result, events [][]event) {
+func judgeDeath(rep *report, a *lab.Arm, mode bench.Mode, quiet, loud []*bench.Result, events [][]event) {
 	var limits []float64
 	var quietMax, loudMax time.Duration
 	for _, q := range quiet {
@@ -143,11 +144,11 @@ func judgeDeath(rep *report, a *arm, mode bench.Mode, quiet, loud []*bench.Resul
 		bound = noBound()
 	}
 	test := string(mode) + " IPv4"
-	rep.absolute("P9", test+", connections lost", a.name, "", 0, 0)
+	rep.absolute("P9", test+", connections lost", a.Name, "", 0, 0)
 	rep.absolute("P9", fmt.Sprintf("%s, gaps over %v in the %.0f s around %d events", test, limit.Round(time.Microsecond), window, len(events)*len(events[0])),
-		a.name, "", blamed, bound)
-	rep.inform("P9", test+", longest gap, agents dying", a.name, "ms", milliseconds(loudMax))
-	rep.inform("P9", test+", longest gap, undisturbed", a.name, "ms", milliseconds(quietMax))
+		a.Name, "", blamed, bound)
+	rep.inform("P9", test+", longest gap, agents dying", a.Name, "ms", milliseconds(loudMax))
+	rep.inform("P9", test+", longest gap, undisturbed", a.Name, "ms", milliseconds(quietMax))
 }
 
 func near(g bench.Gap, events []event) bool {
@@ -164,7 +165,7 @@ func near(g bench.Gap, events []event) bool {
 func (r *rig) kills(o *options, rep *report, s *subject) error {
 	n := s.weft
 	count := 4 * o.pods
-	r.log("C5: %d killed ADDs", count)
+	r.Log("C5: %d killed ADDs", count)
 	before, err := leftovers(n)
 	if err != nil {
 		return err
@@ -172,21 +173,21 @@ func (r *rig) kills(o *options, rep *report, s *subject) error {
 	for i := range count {
 		pod := s.pods[i%len(s.pods)]
 		id := fmt.Sprintf("killed%d", i)
-		if err := inNS(n.ns, func() error { return killedAdd(n.plugin, id, pod, time.Duration(rand.IntN(15000))*time.Microsecond) }); err != nil {
+		if err := lab.InNS(n.NS, func() error { return killedAdd(n.Plugin, id, pod, time.Duration(rand.IntN(15000))*time.Microsecond) }); err != nil {
 			return err
 		}
 		if i%50 == 49 {
-			n.kill()
-			if err := n.start(); err != nil {
+			n.Kill()
+			if err := n.Start(); err != nil {
 				return err
 			}
 		}
-		if err := inNS(n.ns, func() error { return n.plugin.del(id, pod) }); err != nil {
+		if err := lab.InNS(n.NS, func() error { return n.Plugin.Del(id, pod) }); err != nil {
 			return fmt.Errorf("DEL after a killed ADD: %w", err)
 		}
 	}
 	var now map[string]int
-	_ = await("leftovers to go", 5*time.Second, n.agent, func() bool {
+	_ = lab.Await("leftovers to go", 5*time.Second, n.Agent, func() bool {
 		now, err = leftovers(n)
 		return err == nil && fmt.Sprint(now) == fmt.Sprint(before)
 	})
@@ -200,8 +201,8 @@ func (r *rig) kills(o *options, rep *report, s *subject) error {
 }
 
 // killedAdd starts an ADD and kills the plugin after a while, if it still runs.
-func killedAdd(p *plugin, id, pod string, when time.Duration) error {
-	cmd := p.command("ADD", id, pod)
+func killedAdd(p *lab.Plugin, id, pod string, when time.Duration) error {
+	cmd := p.Command("ADD", id, pod)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -212,9 +213,9 @@ func killedAdd(p *plugin, id, pod string, when time.Duration) error {
 }
 
 // leftovers counts what ADDs make.
-func leftovers(n *weftNode) (map[string]int, error) {
+func leftovers(n *lab.Node) (map[string]int, error) {
 	count := func(args ...string) (int, error) {
-		out, err := program("ip", append([]string{"-n", n.ns}, args...)...).Output()
+		out, err := lab.Program("ip", append([]string{"-n", n.NS}, args...)...).Output()
 		return strings.Count(string(out), "\n"), err
 	}
 	m := map[string]int{}
@@ -227,7 +228,7 @@ func leftovers(n *weftNode) (map[string]int, error) {
 			return nil, err
 		}
 	}
-	raw, err := n.cli("show", "endpoints", "-o", "json")
+	raw, err := n.CLI("show", "endpoints", "-o", "json")
 	if err != nil {
 		return nil, err
 	}

@@ -3,12 +3,14 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // probePort is where the new pod listens.
@@ -17,10 +19,10 @@ const probePort = 9
 // firstPacket is row C3: from the moment in which ADD returns until a datagram of a neighbour that sends
 // one every 100 microseconds arrives in the new pod.
 func (r *rig) firstPacket(o *options, rep *report, s *subject) error {
-	if err := inNS(s.node, func() error { return s.add(0) }); err != nil {
+	if err := lab.InNS(s.node, func() error { return s.add(0) }); err != nil {
 		return err
 	}
-	defer func() { _ = inNS(s.node, func() error { return s.del(0) }) }()
+	defer func() { _ = lab.InNS(s.node, func() error { return s.del(0) }) }()
 	for _, f := range netset.Families() {
 		var took []float64
 		for i := 1; i <= min(50, len(s.pods)-1); i++ {
@@ -44,6 +46,8 @@ func (r *rig) firstPacket(o *options, rep *report, s *subject) error {
 
 // firstPacketTo adds pod i, waits for the packet, and removes the pod.
 func (r *rig) firstPacketTo(s *subject, i int, f netset.Family) (float64, error) {
+	runtime.LockOSThread() // for lab.Readable
+	defer runtime.UnlockOSThread()
 	receiver, err := udpIn(s.pods[i], f, true)
 	if err != nil {
 		return 0, err
@@ -55,38 +59,32 @@ func (r *rig) firstPacketTo(s *subject, i int, f netset.Family) (float64, error)
 	}
 	defer func() { _ = unix.Close(sender) }()
 	var target netip.Addr
-	if err := inNS(s.node, func() (err error) { target, err = s.addAddress(i, f); return }); err != nil {
+	if err := lab.InNS(s.node, func() (err error) { target, err = s.addAddress(i, f); return }); err != nil {
 		return 0, err
 	}
 	begin := time.Now()
-	defer func() { _ = inNS(s.node, func() error { return s.del(i) }) }()
+	defer func() { _ = lab.InNS(s.node, func() error { return s.del(i) }) }()
 	to := sockaddr(target, probePort)
-	buf := make([]byte, 16)
 	for {
-		_ = unix.Sendto(sender, buf[:1], 0, to) // no route yet is an answer as well
-		n, _, err := unix.Recvfrom(receiver, buf, 0)
-		if n > 0 {
+		_ = unix.Sendto(sender, []byte{0}, 0, to) // no route yet is an answer as well
+		if lab.Readable(receiver, 100*time.Microsecond) {
 			return milliseconds(time.Since(begin)), nil
 		}
 		if time.Since(begin) > 5*time.Second {
-			return 0, fmt.Errorf("no packet reached %s within 5 s of its ADD: %w", target, err)
+			return 0, fmt.Errorf("no packet reached %s within 5 s of its ADD", target)
 		}
 	}
 }
 
-// udpIn opens a UDP socket in a namespace: bound to the probe port with a 100 us time limit, or for sending.
+// udpIn opens a UDP socket in a namespace: bound to the probe port, or for sending.
 func udpIn(ns string, f netset.Family, listen bool) (fd int, err error) {
-	err = inNS(ns, func() error {
-		all := unspecified(f)
+	err = lab.InNS(ns, func() error {
+		all := lab.Unspecified(f)
 		domain := unix.AF_INET
 		if f == netset.V6 {
 			domain = unix.AF_INET6
 		}
 		if fd, err = unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil || !listen {
-			return err
-		}
-		limit := unix.Timeval{Usec: 100}
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
 			return err
 		}
 		return unix.Bind(fd, sockaddr(all, probePort))

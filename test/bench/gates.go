@@ -25,7 +25,7 @@ const (
 	crossNode = "cross node"
 )
 
-// trafficGates are rows P1 to P6. An arm that did not run has no verdict, and the notes say why.
+// trafficGates are rows P1 to P6 and Y5. An arm that did not run has no verdict, and the notes say why.
 func trafficGates() []gate {
 	var g []gate
 	same := func(row string, mode bench.Mode, metric, versus string, bound float64) {
@@ -42,6 +42,16 @@ func trafficGates() []gate {
 	same("P3", bench.RR, "p50 us", "ptp", 0)
 	same("P4", bench.CRR, "/s", "veth", .97)
 	same("P4", bench.CRR, "/s", "ptp", 0)
+	// With policy, against the same without and against the limit.
+	for _, arm := range slices.Sorted(mapKeys(policyArms())) {
+		g = append(g,
+			gate{"Y5", sameNode, bench.Stream, "Gbit/s", arm, "weft", 1 / 1.03},
+			gate{"Y5", sameNode, bench.RR, "p50 us", arm, "weft", 1.03},
+			gate{"Y5", sameNode, bench.CRR, "/s", arm, "weft", .95},
+			gate{"P3", sameNode, bench.RR, "p99 us", arm, "veth", 1.05},
+			gate{"P3", sameNode, bench.RR, "p99.9 us", arm, "veth", 1.10},
+			gate{"P4", sameNode, bench.CRR, "/s", arm, "veth", .93})
+	}
 	cross := func(row string, mode bench.Mode, metric, arm, versus string, bound float64) {
 		g = append(g, gate{row, crossNode, mode, metric, arm, versus, bound})
 	}

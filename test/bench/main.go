@@ -27,6 +27,7 @@ import (
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // options are the flags.
@@ -44,6 +45,8 @@ type options struct {
 	idle     time.Duration
 	out      string
 	peers    bool
+	policies int // of the Y rows; 0: the goal table's size
+	changes  int
 	weft     string // directory of weft and weft-cni
 }
 
@@ -64,6 +67,8 @@ func start() error {
 		switch os.Args[1] {
 		case "_serve":
 			return serve()
+		case "_scale":
+			return scaleMain(os.Args[2:])
 		case "_measure":
 			return measure(os.Args[2:])
 		}
@@ -78,15 +83,15 @@ func start() error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it makes network namespaces")
 	}
-	if os.Getenv(isolatedEnv) == "" {
+	if os.Getenv(lab.IsolatedEnv) == "" {
 		if o.peers {
-			if err := buildPeers(); err != nil {
+			if err := lab.BuildPeers(); err != nil {
 				fmt.Fprintln(os.Stderr, "bench: peers:", err)
 			}
 		}
-		return isolate(os.Args[1:])
+		return lab.Isolate(os.Args[1:])
 	}
-	if err := privateMounts(); err != nil {
+	if err := lab.PrivateMounts(); err != nil {
 		return err
 	}
 	return o.bench()
@@ -107,6 +112,8 @@ func parse(args []string) (*options, error) {
 	families := fs.String("families", "4", "4, 6 or 4,6")
 	fs.IntVar(&o.pods, "pods", 250, "pods of the burst and CNI rows")
 	fs.DurationVar(&o.idle, "idle", time.Minute, "how long the agents idle for rows A1 and A2")
+	fs.IntVar(&o.policies, "policies", 0, "of the rows Y1 to Y3, with as many pods as go with them; 0: the size of the goal table")
+	fs.IntVar(&o.changes, "changes", 400, "of each kind that rows Y2 and Y3 measure")
 	fs.StringVar(&o.out, "out", "bin", "directory of the report")
 	fs.StringVar(&o.weft, "weft", "bin", "directory of the weft and weft-cni binaries")
 	fs.BoolVar(&o.peers, "peers", false, "build flannel and etcd first, unless PEER_FLANNEL_BIN and PEER_ETCD_BIN are set")
@@ -148,7 +155,7 @@ func parse(args []string) (*options, error) {
 
 // allRows are the rows that can be asked for; a group runs if any of its rows is.
 func allRows() []string {
-	return []string{"P1", "P3", "P4", "P5", "P6", "P9", "C1", "C2", "C3", "C4", "C5", "A1", "A2", "A4", "A5"}
+	return []string{"P1", "P3", "P4", "P5", "P6", "P9", "C1", "C2", "C3", "C4", "C5", "A1", "A2", "A3", "A4", "A5", "P7", "Y1", "Y2", "Y3", "Y4", "Y5"}
 }
 
 func (o *options) wants(rows ...string) bool {
@@ -170,10 +177,10 @@ func (o *options) bench() error {
 	if err != nil {
 		return err
 	}
-	r := &rig{ctx: ctx, dir: dir, self: self, log: func(f string, a ...any) { fmt.Fprintf(os.Stderr, f+"\n", a...) }}
+	r := &rig{&lab.Lab{Ctx: ctx, Dir: dir, Self: self, Weft: o.weft, Log: func(f string, a ...any) { fmt.Fprintf(os.Stderr, f+"\n", a...) }}}
 	defer func() {
-		if err := r.close(); err != nil {
-			r.log("bench: %v", err)
+		if err := r.Close(); err != nil {
+			r.Log("bench: %v", err)
 		}
 	}()
 	rep := newReport()
@@ -182,11 +189,12 @@ func (o *options) bench() error {
 		rows []string
 		run  func(*rig, *options, *report) error
 	}{
-		{[]string{"P1", "P3", "P4"}, sameNodeTraffic},
+		{[]string{"P1", "P3", "P4", "Y5"}, sameNodeTraffic},
 		{[]string{"P5", "P6"}, crossNodeTraffic},
 		{[]string{"P9"}, agentDeath},
 		{[]string{"C1", "C2", "C3", "C4", "C5"}, cniRows},
 		{[]string{"A1", "A2", "A4", "A5"}, agentRows},
+		{[]string{"Y1", "Y2", "Y3", "A3", "Y4", "P7"}, policyRows},
 	} {
 		if !o.wants(part.rows...) || ctx.Err() != nil {
 			continue

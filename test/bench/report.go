@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"weft/internal/bench"
+	"weft/test/bench/lab"
 )
 
 // report is a whole run; its JSON is what a claim can be derived from again.
@@ -62,13 +63,14 @@ type verdict struct {
 	Unit    string          `json:"unit"`
 	Versus  string          `json:"versus,omitempty"`
 	Ratio   *bench.Interval `json:"ratio,omitempty"`
+	Spread  *bench.Interval `json:"spread,omitempty"` // of Value
 	Gate    string          `json:"gate,omitempty"`
 	Verdict string          `json:"verdict"` // pass, FAIL, void, unsure, "" (information)
 }
 
 func newReport() *report {
 	out := func(name string, args ...string) string {
-		raw, _ := program(name, args...).Output()
+		raw, _ := lab.Program(name, args...).Output()
 		return strings.TrimSpace(string(raw))
 	}
 	cpu := ""
@@ -153,9 +155,9 @@ func judge(iv bench.Interval, bound float64, atMost bool) string {
 
 func gateWords(bound float64, atMost bool) string {
 	if atMost {
-		return fmt.Sprintf("<= %g", bound)
+		return fmt.Sprintf("<= %.4g", bound)
 	}
-	return fmt.Sprintf(">= %g", bound)
+	return fmt.Sprintf(">= %.4g", bound)
 }
 
 // absolute adds a verdict about a plain figure that must be at most bound; NaN: it is information.
@@ -199,10 +201,12 @@ func clean(r *report) {
 	}
 	for i := range r.Verdicts {
 		finite(&r.Verdicts[i].Value)
-		if iv := r.Verdicts[i].Ratio; iv != nil {
-			finite(&iv.Value)
-			finite(&iv.Low)
-			finite(&iv.High)
+		for _, iv := range []*bench.Interval{r.Verdicts[i].Ratio, r.Verdicts[i].Spread} {
+			if iv != nil {
+				finite(&iv.Value)
+				finite(&iv.Low)
+				finite(&iv.High)
+			}
 		}
 	}
 }
@@ -216,6 +220,9 @@ func (r *report) table(w io.Writer) error {
 		ratio, ci := "", ""
 		if v.Ratio != nil {
 			ratio, ci = fmt.Sprintf("%.3f", v.Ratio.Value), fmt.Sprintf("%.3f..%.3f", v.Ratio.Low, v.Ratio.High)
+		}
+		if v.Spread != nil {
+			ci = fmt.Sprintf("%.4g..%.4g", v.Spread.Low, v.Spread.High)
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%.4g\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Row, v.Test, v.Arm, v.Value, v.Unit, ratio, ci, v.Versus, v.Gate, v.Verdict)
 	}
@@ -239,4 +246,33 @@ func (r *report) count(word string) int {
 		}
 	}
 	return n
+}
+
+// interval adds a verdict about the median of plain figures, which are at most bound with 95 % confidence or not.
+func (r *report) interval(row, test, arm, unit string, values []float64, bound float64) {
+	r.spread(row, test, arm, unit, values, bench.Median, bound, true)
+}
+
+// quantile adds a verdict about a quantile of samples.
+func (r *report) quantile(row, test, arm, unit string, samples []float64, q, bound float64, quiet bool) {
+	r.spread(row, test, arm, unit, samples, func(v []float64) float64 { return bench.Quantile(v, q) }, bound, quiet)
+}
+
+// spread draws the samples again and again for the interval of what f makes of them. Of a loud machine nothing is said.
+func (r *report) spread(row, test, arm, unit string, values []float64, f func([]float64) float64, bound float64, quiet bool) {
+	iv := bench.Bootstrap(len(values), uint64(len(values)), func(drawn []int) float64 {
+		out := make([]float64, len(drawn))
+		for i, at := range drawn {
+			out[i] = values[at]
+		}
+		return f(out)
+	})
+	v := verdict{Row: row, Test: test, Arm: arm, Value: f(values), Unit: unit, Spread: &iv}
+	if !math.IsNaN(bound) {
+		v.Gate, v.Verdict = gateWords(bound, true), judge(iv, bound, true)
+		if !quiet {
+			v.Verdict = "void"
+		}
+	}
+	r.Verdicts = append(r.Verdicts, v)
 }

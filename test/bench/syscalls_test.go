@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"weft/test/bench/lab"
 )
 
 // binariesEnv tells the isolated half of a test where the programs are that its other half has built. Set
@@ -24,30 +26,30 @@ func isolated(t *testing.T) (*rig, *options) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
 	}
-	if os.Getenv(isolatedEnv) == "" {
+	if os.Getenv(lab.IsolatedEnv) == "" {
 		if os.Getenv(binariesEnv) == "" {
 			t.Setenv(binariesEnv, t.TempDir())
-			cmd := program("go", "build", "-trimpath", "-o", os.Getenv(binariesEnv)+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
+			cmd := lab.Program("go", "build", "-trimpath", "-o", os.Getenv(binariesEnv)+"/", "weft/cmd/weft", "weft/cmd/weft-cni")
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Fatalf("build: %v\n%s", err, out)
 			}
 		}
-		if err := isolate([]string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=120s"}); err != nil {
+		if err := lab.Isolate([]string{"-test.run=^" + t.Name() + "$", "-test.v", "-test.timeout=120s"}); err != nil {
 			t.Fatalf("in its own namespaces: %v", err)
 		}
 		return nil, nil
 	}
-	if err := privateMounts(); err != nil {
+	if err := lab.PrivateMounts(); err != nil {
 		t.Fatal(err)
 	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{ctx: context.Background(), dir: t.TempDir(), self: self, log: t.Logf}
+	r := &rig{&lab.Lab{Ctx: context.Background(), Dir: t.TempDir(), Self: self, Weft: os.Getenv(binariesEnv), Log: t.Logf}}
 	t.Cleanup(func() {
-		if err := r.close(); err != nil {
+		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -95,28 +97,28 @@ func TestSystemCallsPerADD(t *testing.T) {
 	if r == nil {
 		return
 	}
-	s, err := r.weftSubject(o)
+	s, err := r.weftSubject(o, "weft", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.weft.stop()
+	defer s.weft.Stop()
 	for i := range 3 { // what is done once
-		if err := inNS(s.node, func() error { return s.add(i) }); err != nil {
+		if err := lab.InNS(s.node, func() error { return s.add(i) }); err != nil {
 			t.Fatal(err)
 		}
 	}
-	trace := filepath.Join(r.dir, "plugin.trace")
-	plain := s.weft.plugin.binary
-	wrapper := filepath.Join(r.dir, "traced")
+	trace := filepath.Join(r.Dir, "plugin.trace")
+	plain := s.weft.Plugin.Binary
+	wrapper := filepath.Join(r.Dir, "traced")
 	script := fmt.Sprintf("#!/bin/sh\nexec strace -f -qq -o %s %s\n", trace, plain)
 	if err := os.WriteFile(wrapper, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s.weft.plugin.binary = wrapper
-	if err := inNS(s.node, func() error { return s.add(3) }); err != nil {
+	s.weft.Plugin.Binary = wrapper
+	if err := lab.InNS(s.node, func() error { return s.add(3) }); err != nil {
 		t.Fatal(err)
 	}
-	s.weft.plugin.binary = plain
+	s.weft.Plugin.Binary = plain
 	inPlugin := systemCalls(trace)
 
 	const pods = 10
@@ -148,14 +150,14 @@ func TestSystemCallsPerADD(t *testing.T) {
 // traceAgent counts the agent's system calls while f runs in the node's namespace.
 func (r *rig) traceAgent(t *testing.T, s *subject, f func() error) map[string]int {
 	t.Helper()
-	trace := filepath.Join(r.dir, "agent.trace")
-	cmd := program("strace", "-f", "-qq", "-o", trace, "-p", strconv.Itoa(s.weft.agent.Process.Pid))
+	trace := filepath.Join(r.Dir, "agent.trace")
+	cmd := lab.Program("strace", "-f", "-qq", "-o", trace, "-p", strconv.Itoa(s.weft.Agent.Process.Pid))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	tracer := func() string { return strconv.Itoa(cmd.Process.Pid) }
-	if err := await("strace to attach", 10*time.Second, nil, func() bool {
-		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", s.weft.agent.Process.Pid))
+	if err := lab.Await("strace to attach", 10*time.Second, nil, func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", s.weft.Agent.Process.Pid))
 		for _, task := range tasks {
 			raw, _ := os.ReadFile(task)
 			if !strings.Contains(string(raw), "TracerPid:\t"+tracer()+"\n") {
@@ -166,7 +168,7 @@ func (r *rig) traceAgent(t *testing.T, s *subject, f func() error) map[string]in
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := inNS(s.node, f); err != nil {
+	if err := lab.InNS(s.node, f); err != nil {
 		t.Error(err)
 	}
 	_ = cmd.Process.Signal(syscall.SIGINT)

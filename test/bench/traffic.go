@@ -12,6 +12,7 @@ import (
 
 	"weft/internal/bench"
 	"weft/internal/netset"
+	"weft/test/bench/lab"
 )
 
 // test is one kind of measurement made on every arm of a group.
@@ -57,21 +58,21 @@ func lowerIsBetter(metric string) bool {
 }
 
 // startTools starts the measuring server of each arm and waits until it answers.
-func (r *rig) startTools(arms []*arm) error {
+func (r *rig) startTools(arms []*lab.Arm) error {
 	for _, a := range arms {
-		if a.tool != nil {
+		if a.Tool != nil {
 			continue
 		}
 		var err error
-		if a.tool, err = r.start(a.server, "tool-"+a.name, nil, r.self, "_serve"); err != nil {
+		if a.Tool, err = r.Start(a.Server, "tool-"+a.Name, nil, r.Self, "_serve"); err != nil {
 			return err
 		}
 	}
 	for _, a := range arms {
-		for f := range a.address {
+		for f := range a.Address {
 			spec := bench.Spec{Mode: bench.RR, Duration: time.Millisecond, ClientCPU: bench.AnyCPU, ServerCPU: bench.AnyCPU}
 			var last error
-			if err := await("reach "+a.name+" over "+f.String(), 10*time.Second, a.tool, func() bool {
+			if err := lab.Await("reach "+a.Name+" over "+f.String(), 10*time.Second, a.Tool, func() bool {
 				_, last = r.measure(a, f, spec)
 				return last == nil
 			}); err != nil {
@@ -83,16 +84,16 @@ func (r *rig) startTools(arms []*arm) error {
 }
 
 // measure runs the client of one test in the arm's client namespace.
-func (r *rig) measure(a *arm, f netset.Family, spec bench.Spec) (*bench.Result, error) {
+func (r *rig) measure(a *lab.Arm, f netset.Family, spec bench.Spec) (*bench.Result, error) {
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(r.ctx, r.self, "_measure", a.address[f].String(), string(raw))
+	cmd := exec.CommandContext(r.Ctx, r.Self, "_measure", a.Address[f].String(), string(raw))
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := inNS(a.client, cmd.Run); err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", a.name, err, strings.TrimSpace(stderr.String()))
+	if err := lab.InNS(a.Client, cmd.Run); err != nil {
+		return nil, fmt.Errorf("%s: %w: %s", a.Name, err, strings.TrimSpace(stderr.String()))
 	}
 	var res bench.Result
 	return &res, json.Unmarshal(out.Bytes(), &res)
@@ -101,15 +102,15 @@ func (r *rig) measure(a *arm, f netset.Family, spec bench.Spec) (*bench.Result, 
 // compare measures all tests on all arms for the wanted number of good rounds. A round visits the arms of a
 // test in a random order and then in the reverse order (ABBA), half of the duration each time, and takes the
 // mean: a drift of the machine, or a neighbour in time, favours no arm.
-func (r *rig) compare(o *options, rep *report, group string, arms []*arm, tests []test) error {
+func (r *rig) compare(o *options, rep *report, group string, arms []*lab.Arm, tests []test) error {
 	if err := r.startTools(arms); err != nil {
 		return err
 	}
 	for _, a := range arms {
-		rep.Arms = append(rep.Arms, armInfo{Name: a.name, Group: group, About: a.about})
+		rep.Arms = append(rep.Arms, armInfo{Name: a.Name, Group: group, About: a.About})
 	}
 	good := 0
-	for round := 0; good < o.rounds && round < 2*o.rounds && r.ctx.Err() == nil; round++ {
+	for round := 0; good < o.rounds && round < 2*o.rounds && r.Ctx.Err() == nil; round++ {
 		n := before(o.patience)
 		n.Round, n.Group = round, group
 		from := readCPU()
@@ -119,7 +120,7 @@ func (r *rig) compare(o *options, rep *report, group string, arms []*arm, tests 
 		}
 		n.after(from)
 		rep.Noise = append(rep.Noise, n)
-		r.log("%s round %d, %d of %d used: %s", group, round+1, good, o.rounds, n.words())
+		r.Log("%s round %d, %d of %d used: %s", group, round+1, good, o.rounds, n.words())
 		if n.Skipped && !o.noisy {
 			continue
 		}
@@ -133,14 +134,14 @@ func (r *rig) compare(o *options, rep *report, group string, arms []*arm, tests 
 }
 
 // there and back: one test on all arms, forth and in reverse; the mean of both by metric and arm.
-func (r *rig) there(o *options, rep *report, arms []*arm, t test) map[string]map[string]float64 {
+func (r *rig) there(o *options, rep *report, arms []*lab.Arm, t test) map[string]map[string]float64 {
 	order := rand.Perm(len(arms))
 	back := slices.Clone(order)
 	slices.Reverse(back)
 	values := map[string]map[string]float64{}
 	failed := map[string]bool{}
 	for _, i := range append(order, back...) {
-		name := arms[i].name
+		name := arms[i].Name
 		if failed[name] {
 			continue
 		}

@@ -145,7 +145,7 @@ func (e *Engine) side(l *local, other netip.Addr, d plan.Direction, pkt plan.Pac
 func (e *Engine) classOf(a netip.Addr) *class {
 	for _, m := range []map[model.Key]*holder{e.pods, e.nodes} {
 		for _, h := range m {
-			if c := h.classes[a]; c != nil {
+			if c := h.classes.at(a); c != nil {
 				return c
 			}
 		}

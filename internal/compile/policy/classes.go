@@ -17,12 +17,41 @@ import (
 // holder is whoever has addresses: a pod or a node.
 type holder struct {
 	key     model.Key
-	pod     *model.Pod   // nil of a node, and of an endpoint whose pod is not known
-	node    *model.Node  // nil of a pod
-	addrs   []netip.Addr // those that rows of this holder are for
-	classes map[netip.Addr]*class
+	pod     *model.Pod      // nil of a node, and of an endpoint whose pod is not known
+	node    *model.Node     // nil of a pod
+	addrs   []netip.Addr    // those that rows of this holder are for
+	classes placed          // of addrs
 	view    selector.Labels // nil: to be made again
 	local   *local          // of a pod of this node, nil while it has no endpoint
+}
+
+// placed are addresses with their classes. Nearly every holder has one or two: a map of them takes ten times the memory.
+type placed []placement
+
+type placement struct {
+	addr  netip.Addr
+	class *class
+}
+
+// at returns the class of an address, or nil.
+func (p placed) at(a netip.Addr) *class {
+	for _, x := range p {
+		if x.addr == a {
+			return x.class
+		}
+	}
+	return nil
+}
+
+// put gives an address a class.
+func (p *placed) put(a netip.Addr, c *class) {
+	for i, x := range *p {
+		if x.addr == a {
+			(*p)[i].class = c
+			return
+		}
+	}
+	*p = append(slices.Grow(*p, 1), placement{a, c})
 }
 
 // local is an endpoint of this node, which is under policy: a pod's interface, or the node itself.
@@ -92,7 +121,7 @@ func (e *Engine) takePod(k model.Key) {
 		return
 	}
 	if h == nil {
-		h = &holder{key: k, classes: map[netip.Addr]*class{}}
+		h = &holder{key: k}
 		e.pods[k] = h
 		if e.byNS[pod.Namespace] == nil {
 			e.byNS[pod.Namespace] = map[*holder]bool{}
@@ -127,7 +156,7 @@ func (e *Engine) takeNode(k model.Key) {
 		return
 	}
 	if h == nil {
-		h = &holder{key: k, classes: map[netip.Addr]*class{}}
+		h = &holder{key: k}
 		e.nodes[k] = h
 		if n.Name == e.node {
 			h.local = &local{key: k, holder: h}
@@ -240,11 +269,11 @@ func (e *Engine) forget(l *local) {
 
 // drop takes a holder's addresses away.
 func (e *Engine) drop(h *holder) {
-	for a, c := range h.classes {
-		e.unref(c)
-		e.hold(a, -1)
-		delete(h.classes, a)
+	for _, x := range h.classes {
+		e.unref(x.class)
+		e.hold(x.addr, -1)
 	}
+	h.classes = nil
 	delete(e.todo.holders, h)
 	e.dirty[h.key] = true
 }
@@ -253,6 +282,10 @@ func (e *Engine) drop(h *holder) {
 func (e *Engine) hold(a netip.Addr, n int) {
 	if e.held[a] += n; e.held[a] == 0 {
 		delete(e.held, a)
+	}
+	block := blockOf(a)
+	if e.blocks[block] += n; e.blocks[block] == 0 {
+		delete(e.blocks, block)
 	}
 	if p := netset.Host(a); e.networks.world[p] != nil {
 		e.dirty[ownKey(plan.KindAddress, p.String())] = true
@@ -283,13 +316,14 @@ func (e *Engine) classify(h *holder) {
 	want := h.addresses()
 	changed := !slices.Equal(want, h.addrs)
 	h.addrs = want
-	for a, c := range h.classes {
-		if !slices.Contains(want, a) {
-			e.unref(c)
-			e.hold(a, -1)
-			delete(h.classes, a)
+	h.classes = slices.DeleteFunc(h.classes, func(x placement) bool {
+		if slices.Contains(want, x.addr) {
+			return false
 		}
-	}
+		e.unref(x.class)
+		e.hold(x.addr, -1)
+		return true
+	})
 	base := h.base(e, labels)
 	for _, a := range want {
 		services, prefix := e.servicesOf(a), e.networks.longest(a)
@@ -298,14 +332,14 @@ func (e *Engine) classify(h *holder) {
 			name += " in " + prefix.String()
 		}
 		c := e.class(name, labels, h, prefix, services)
-		if have := h.classes[a]; have != c {
+		if have := h.classes.at(a); have != c {
 			c.refs++
 			if have != nil {
 				e.unref(have)
 			} else {
 				e.hold(a, 1)
 			}
-			h.classes[a] = c
+			h.classes.put(a, c)
 			changed = true
 		}
 	}
@@ -472,7 +506,7 @@ func (h *holder) rows(by plan.By) []plan.Row {
 		if h.node == nil && h.local != nil && slices.Contains(h.local.addrs, a) {
 			continue
 		}
-		if c := h.classes[a]; c != nil {
+		if c := h.classes.at(a); c != nil {
 			out = append(out, &plan.Address{By: by, Prefix: netset.Host(a), Identity: c.id})
 		}
 	}

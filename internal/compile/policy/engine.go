@@ -42,7 +42,8 @@ type Engine struct {
 	special  map[string]int                // keys that are looked at although they are unique to a pod; number of users
 	backends map[netip.Addr]map[string]int // services of which an address is a backend, and by how many slices
 	slices   map[model.Key]*model.Backends
-	held     map[netip.Addr]int // holders of an address
+	held     map[netip.Addr]int   // holders of an address
+	blocks   map[netip.Prefix]int // the same of all addresses of a block, see blockOf
 	ports    portNames
 	serial   int                        // of the last policy that was compiled
 	services map[model.Key][]netip.Addr // addresses of services
@@ -73,7 +74,7 @@ func New(node string) *Engine {
 		nodes: map[model.Key]*holder{}, byNS: map[string]map[*holder]bool{}, locals: map[model.Key]*local{},
 		ofPod: map[model.Key]map[*local]bool{}, at: map[netip.Addr]*local{}, classes: map[plan.ID]*class{}, inNS: map[string]map[*class]bool{}, peerSets: map[plan.ID]*peerSet{}, peers: newIndex[*peer](),
 		sets: map[plan.ID]*set{}, bySig: map[string]*set{}, networks: newPrefixes(), special: map[string]int{},
-		backends: map[netip.Addr]map[string]int{}, slices: map[model.Key]*model.Backends{}, held: map[netip.Addr]int{}, ports: newPortNames(), services: map[model.Key][]netip.Addr{},
+		backends: map[netip.Addr]map[string]int{}, slices: map[model.Key]*model.Backends{}, held: map[netip.Addr]int{}, blocks: map[netip.Prefix]int{}, ports: newPortNames(), services: map[model.Key][]netip.Addr{},
 	}
 	return e
 }
@@ -223,8 +224,8 @@ func (t *todo) any() bool {
 func (e *Engine) refresh(h *holder) {
 	e.todo.holders[h] = true
 	h.view = nil
-	for _, c := range h.classes {
-		e.todo.classes[c] = true // its namespace's labels are not in its name
+	for _, x := range h.classes {
+		e.todo.classes[x.class] = true // its namespace's labels are not in its name
 	}
 	if h.local != nil {
 		e.todo.locals[h.local] = true
@@ -233,8 +234,12 @@ func (e *Engine) refresh(h *holder) {
 
 // selected marks the endpoints of this node that a policy selects.
 func (e *Engine) selected(p *policy) {
+	ns := namespaceIn(p.demand)
 	for _, l := range e.locals {
-		if !e.todo.locals[l] && l.holder != nil && p.concerns(e, l) {
+		if e.todo.locals[l] || l.holder == nil || ns != "" && (l.holder.pod == nil || l.holder.pod.Namespace != ns) {
+			continue
+		}
+		if p.concerns(e, l) {
 			e.todo.locals[l] = true
 		}
 	}

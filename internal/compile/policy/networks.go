@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -119,11 +120,15 @@ func (e *Engine) world(p netip.Prefix) {
 // within marks the holders that have an address in one of the prefixes.
 func (e *Engine) within(ps map[netip.Prefix]bool) {
 	const few = 16
+	maps.DeleteFunc(ps, func(p netip.Prefix, _ bool) bool { return !e.inhabited(p) })
+	if len(ps) == 0 {
+		return
+	}
 	for _, m := range []map[model.Key]*holder{e.pods, e.nodes} {
 		for _, h := range m {
 			if slices.ContainsFunc(h.addrs, func(a netip.Addr) bool {
 				if len(ps) > few {
-					c := h.classes[a]
+					c := h.classes.at(a)
 					return c == nil || c.prefix != e.networks.longest(a)
 				}
 				for p := range ps {
@@ -137,6 +142,33 @@ func (e *Engine) within(ps map[netip.Prefix]bool) {
 			}
 		}
 	}
+}
+
+// blockOf is the block of addresses that an address is counted in.
+func blockOf(a netip.Addr) netip.Prefix {
+	bits := 48
+	if netset.Of(a) == netset.V4 {
+		bits = 16
+	}
+	p, _ := a.Prefix(bits) // no address is shorter
+	return p
+}
+
+// inhabited reports whether a holder may have an address in a prefix. Most prefixes of policies are outside of the cluster, and
+// looking through all holders for each is what a change must not cost.
+func (e *Engine) inhabited(p netip.Prefix) bool {
+	if p.IsSingleIP() {
+		return e.held[p.Addr()] > 0
+	}
+	if block := blockOf(p.Addr()); p.Bits() >= block.Bits() {
+		return e.blocks[block] > 0
+	}
+	for block := range e.blocks {
+		if p.Overlaps(block) {
+			return true
+		}
+	}
+	return false
 }
 
 // rows of a prefix. An address that somebody has, has that one's identity.

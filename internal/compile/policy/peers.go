@@ -273,14 +273,18 @@ func (s *peerSet) rows(by plan.By) []plan.Row {
 	return []plan.Row{r}
 }
 
-// index finds things by labels that they demand: only those that may match are looked at.
+// index finds things by labels that they demand: only those that may match are looked at. The same label in another namespace is
+// another one, where a namespace is demanded as well: every namespace has an app=web.
 type index[T comparable] struct {
-	byLabel map[string]map[string]map[T]bool // key, value
-	others  map[T]bool                       // demand no particular label
+	byLabel map[string]map[labelValue]map[T]bool // by key
+	others  map[T]bool                           // demand no particular label
 }
 
+// labelValue is a value of a label, in a namespace; "" is any.
+type labelValue struct{ value, namespace string }
+
 func newIndex[T comparable]() index[T] {
-	return index[T]{byLabel: map[string]map[string]map[T]bool{}, others: map[T]bool{}}
+	return index[T]{byLabel: map[string]map[labelValue]map[T]bool{}, others: map[T]bool{}}
 }
 
 // add enters t, which matches nothing that x, if not nil, does not match.
@@ -291,7 +295,7 @@ func (i *index[T]) add(t T, x *selector.Expr) {
 		return
 	}
 	if i.byLabel[key] == nil {
-		i.byLabel[key] = map[string]map[T]bool{}
+		i.byLabel[key] = map[labelValue]map[T]bool{}
 	}
 	for _, v := range values {
 		if i.byLabel[key][v] == nil {
@@ -318,11 +322,33 @@ func (i *index[T]) remove(t T, x *selector.Expr) {
 	}
 }
 
-func must(x *selector.Expr) (string, []string, bool) {
+func must(x *selector.Expr) (string, []labelValue, bool) {
 	if x == nil {
 		return "", nil, false
 	}
-	return x.Must()
+	key, values, ok := x.Must()
+	ns := namespaceIn(x)
+	out := make([]labelValue, len(values))
+	for i, v := range values {
+		out[i] = labelValue{v, ns}
+	}
+	return key, out, ok
+}
+
+// namespaceIn is the namespace that an expression demands, "" if it is none or not just one.
+func namespaceIn(x *selector.Expr) string {
+	switch {
+	case x == nil:
+	case x.Op == selector.In && x.Key == selector.NamespaceName && len(x.Values) == 1:
+		return x.Values[0]
+	case x.Op == selector.And:
+		for _, s := range x.Sub {
+			if ns := namespaceIn(s); ns != "" {
+				return ns
+			}
+		}
+	}
+	return ""
 }
 
 // find calls f for everything that may match the labels.
@@ -330,11 +356,20 @@ func (i *index[T]) find(l selector.Labels, f func(T)) {
 	for t := range i.others {
 		f(t)
 	}
+	ns, _ := l.Get(selector.NamespaceName)
 	for key, values := range i.byLabel {
-		if v, ok := l.Get(key); ok {
-			for t := range values[v] {
-				f(t)
-			}
+		v, ok := l.Get(key)
+		if !ok {
+			continue
+		}
+		for t := range values[labelValue{value: v}] {
+			f(t)
+		}
+		if ns == "" {
+			continue
+		}
+		for t := range values[labelValue{v, ns}] {
+			f(t)
 		}
 	}
 }

@@ -135,3 +135,18 @@ func TestCostFollowsChange(t *testing.T) {
 		t.Errorf("%d sets before a thousand replicas, %d after", sets, len(e.sets))
 	}
 }
+
+// BenchmarkChange is the compiler's part of row Y2: one policy of ten thousand changes, to and fro.
+func BenchmarkChange(b *testing.B) {
+	s := cluster(10_000, 1_000, 20_000)
+	e := New("n0")
+	e.Update(s, keysOf(s))
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		i++
+		p := scalePolicy(7, 500, []string{"a2", "a3"}[i%2])
+		s[p.Key()] = p
+		e.Update(s, []model.Key{p.Key()})
+	}
+}

@@ -255,7 +255,7 @@ func (e *Engine) setFor(l *local, mine []*policy, d plan.Direction) *set {
 			}
 		}
 		for _, a := range l.addrs {
-			if c := l.holder.classes[a]; c != nil {
+			if c := l.holder.classes.at(a); c != nil {
 				fmt.Fprintf(&sig, " %s", c.id)
 			}
 			fmt.Fprint(&sig, " ", e.backends[a])
@@ -336,7 +336,7 @@ func (l *local) rows(by plan.By) []plan.Row {
 	rows := []plan.Row{g}
 	if l.endpoint != nil {
 		for _, a := range l.addrs {
-			if c := l.holder.classes[a]; c != nil && l.holder.local == l {
+			if c := l.holder.classes.at(a); c != nil && l.holder.local == l {
 				rows = append(rows, &plan.Address{By: by, Prefix: netset.Host(a), Identity: c.id})
 			}
 		}

@@ -164,6 +164,8 @@ type dirt struct {
 	keys []model.Key
 	all  bool // everything is in keys already
 	ends bool // every endpoint is in keys already
+	// ofPod are the endpoints by their pod; nil until the first pod is asked about.
+	ofPod map[model.Key][]model.Key
 }
 
 func (d *dirt) add(k model.Key) {
@@ -186,17 +188,25 @@ func (d *dirt) add(k model.Key) {
 			d.keys = append(d.keys, model.ConfigKey())
 		}
 	case model.KindPod:
-		for e := range model.All[*model.Endpoint](d.s, model.KindEndpoint) {
-			if model.PodKey(e.Pod.Namespace, e.Pod.Name) == k {
-				d.keys = append(d.keys, e.Key())
-			}
-		}
+		d.keys = append(d.keys, d.endpointsOf(k)...)
 	case model.KindFeature:
 		if k.Name == KubeProxy {
 			d.keys = append(d.keys, model.ConfigKey())
 		}
 	default: // nothing of this compiler depends on the other kinds
 	}
+}
+
+// endpointsOf looks at every endpoint once, however many pods have changed.
+func (d *dirt) endpointsOf(pod model.Key) []model.Key {
+	if d.ofPod == nil {
+		d.ofPod = map[model.Key][]model.Key{}
+		for e := range model.All[*model.Endpoint](d.s, model.KindEndpoint) {
+			k := model.PodKey(e.Pod.Namespace, e.Pod.Name)
+			d.ofPod[k] = append(d.ofPod[k], e.Key())
+		}
+	}
+	return d.ofPod[pod]
 }
 
 func (d *dirt) endpoints() {

@@ -165,3 +165,46 @@ func BenchmarkTraffic(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkPolicy is row P7: a packet of a connection that policy has allowed, between two pods that both have rules.
+func BenchmarkPolicy(b *testing.B) {
+	n, _ := lone(b, netset.V4, true)
+	d, gw := n.driver, model.GatewayMAC
+	src, dst := n.pods[0], n.pods[1]
+	n.policed()
+	n.want(peers("clients", src.name()))
+	n.want(peers("servers", dst.name()))
+	n.guard(dst, set("in", plan.Ingress, rule("in/allow", model.VerdictAllow, "clients", port(protoTCP, 80))), nil)
+	n.guard(src, nil, set("out", plan.Egress, rule("out/allow", model.VerdictAllow, "servers")))
+	n.apply()
+	for _, p := range []*pod{src, dst} { // the loopback device is every pod's, see paths
+		for _, a := range p.addrs {
+			var v weftWeftLocal
+			if err := d.locals.m.Lookup(addrOf(a), &v); err != nil {
+				b.Fatal(err)
+			}
+			v.Ifindex, v.Mac = 1, macOf(gw)
+			if !isGuarded(v.Guard) {
+				b.Fatal("the pod is not under policy")
+			}
+			if err := d.putAddr(a, v); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	empty := emptyProgram(b)
+	const again, rounds = 250, 2000
+	for _, f := range netset.Families() {
+		b.Run("from_pod/local/"+f.String(), func(b *testing.B) {
+			pkt := frame{srcMAC: gw, dstMAC: gw, src: src.addr(f), dst: dst.addr(f), proto: protoTCP, ttl: 255, payload: tcp(1000, 80, 10)}.bytes()
+			if got, _, err := d.objs.FromPod.Test(pkt); err != nil || got != verdictRedirect {
+				b.Fatalf("verdict %d, %v, want %d", int32(got), err, int32(verdictRedirect))
+			}
+			base := once(b, empty, pkt, again, rounds)
+			for range b.N {
+				b.ReportMetric(float64(once(b, d.objs.FromPod, pkt, again, rounds)-base), "ns/packet")
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}

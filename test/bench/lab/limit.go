@@ -1,4 +1,4 @@
-package main
+package lab
 
 import (
 	"fmt"
@@ -11,23 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netlinkLimit does what a pod's link needs with netlink alone: no process, no address management, no
+// Limit does what a pod's link needs with netlink alone: no process, no address management, no
 // state. It is the limit of rows C1 and C2. Call it in a thread of the node's namespace.
-type netlinkLimit struct{}
+type Limit struct{}
 
 // gateways are what a pod sends to, by family.
 func gateways() []string { return []string{"169.254.1.1", "fe80::1"} }
 
 const gatewayMAC = "02:77:65:66:74:01"
 
-// add makes a veth with the peer in the pod's namespace, addresses, routes and neighbours on both sides.
-func (netlinkLimit) add(index int, pod string) error {
+// Add makes a veth with the peer in the pod's namespace, addresses, routes and neighbours on both sides.
+func (Limit) Add(index int, pod string) error {
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
 	defer host.Close()
-	fd, err := vnetns.GetFromPath(filepath.Join(netnsDir, pod))
+	fd, err := vnetns.GetFromPath(filepath.Join(NetnsDir, pod))
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (netlinkLimit) add(index int, pod string) error {
 	if err := inside.LinkSetUp(eth); err != nil {
 		return err
 	}
-	for i, subnet := range both(podPrefix, 1) {
+	for i, subnet := range Both(PodPrefix, 1) {
 		addr := nth(subnet, 2+index).Addr()
 		if err := addressing(host, inside, outside, eth, addr, netip.MustParseAddr(gateways()[i]), mac); err != nil {
 			return err
@@ -90,8 +90,8 @@ func addressing(host, inside *netlink.Handle, outside, eth netlink.Link, addr, g
 	return nil
 }
 
-// del removes the veth, and with it all the rest.
-func (netlinkLimit) del(index int) error {
+// Del removes the veth, and with it all the rest.
+func (Limit) Del(index int) error {
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err

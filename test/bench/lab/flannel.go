@@ -1,4 +1,4 @@
-package main
+package lab
 
 import (
 	"bytes"
@@ -27,23 +27,24 @@ import (
 // library the module proxy does not serve.
 const (
 	flannelVersion = "v0.28.10"
-	flannelEnv     = "PEER_FLANNEL_BIN"
-	etcdEnv        = "PEER_ETCD_BIN"
+	// FlannelEnv names a flanneld to use, and EtcdEnv an etcd.
+	FlannelEnv = "PEER_FLANNEL_BIN"
+	EtcdEnv    = "PEER_ETCD_BIN"
 )
 
-// buildPeers builds flannel and etcd from their modules into the user's cache, unless the environment
+// BuildPeers builds flannel and etcd from their modules into the user's cache, unless the environment
 // names binaries. It needs the module proxy and a C compiler, so it runs before the harness isolates itself.
-func buildPeers() error {
-	if os.Getenv(etcdEnv) == "" {
+func BuildPeers() error {
+	if os.Getenv(EtcdEnv) == "" {
 		dir, err := binaries.Build(context.Background(), func(name string) { fmt.Fprintln(os.Stderr, "building", name) }, "etcd")
 		if err != nil {
 			return err
 		}
-		if err := os.Setenv(etcdEnv, filepath.Join(dir, "etcd")); err != nil {
+		if err := os.Setenv(EtcdEnv, filepath.Join(dir, "etcd")); err != nil {
 			return err
 		}
 	}
-	if os.Getenv(flannelEnv) != "" {
+	if os.Getenv(FlannelEnv) != "" {
 		return nil
 	}
 	cache, err := os.UserCacheDir()
@@ -60,12 +61,12 @@ func buildPeers() error {
 	} else if err != nil {
 		return err
 	}
-	return os.Setenv(flannelEnv, binary)
+	return os.Setenv(FlannelEnv, binary)
 }
 
 // buildFlannel builds a copy of the module's source in which the package of that backend is empty.
 func buildFlannel(binary string) error {
-	out, err := program("go", "mod", "download", "-json", "github.com/flannel-io/flannel@"+flannelVersion).Output()
+	out, err := Program("go", "mod", "download", "-json", "github.com/flannel-io/flannel@"+flannelVersion).Output()
 	if err != nil {
 		return err
 	}
@@ -90,39 +91,39 @@ func buildFlannel(binary string) error {
 	if err != nil {
 		return err
 	}
-	cmd := program("go", "build", "-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
+	cmd := Program("go", "build", "-mod=mod", "-trimpath", "-ldflags=-s -w", "-o", binary, ".")
 	cmd.Dir, cmd.Env = work, append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stderr = os.Stderr
 	return cmd.Run()
 }
 
-// flannel is a flanneld on each of two nodes, with etcd on the first.
-type flannel struct {
+// Flannel is a flanneld on each of two nodes, with etcd on the first.
+type Flannel struct {
 	ns      [2]string
-	etcd    *process
-	daemons [2]*process
+	etcd    *Process
+	Daemons [2]*Process
 	subnets [2][]netip.Prefix
 	mtu     int
-	ready   [2]time.Duration // exec to subnet file
+	Ready   [2]time.Duration // exec to subnet file
 }
 
-// startFlannel starts flannel with a backend ("vxlan" or "host-gw") and waits for its leases.
-func (r *rig) startFlannel(name, backend string, ns [2]string) (*flannel, error) {
-	etcd, flanneld := os.Getenv(etcdEnv), os.Getenv(flannelEnv)
+// StartFlannel starts flannel with a backend ("vxlan" or "host-gw") and waits for its leases.
+func (r *Lab) StartFlannel(name, backend string, ns [2]string) (*Flannel, error) {
+	etcd, flanneld := os.Getenv(EtcdEnv), os.Getenv(FlannelEnv)
 	if etcd == "" || flanneld == "" {
-		return nil, fmt.Errorf("flannel is not built: give -peers, or set %s and %s", flannelEnv, etcdEnv)
+		return nil, fmt.Errorf("flannel is not built: give -peers, or set %s and %s", FlannelEnv, EtcdEnv)
 	}
-	f := &flannel{ns: ns}
-	url := fmt.Sprintf("http://%s:2379", byFamily(both(nodePrefix, 1))[netset.V4])
-	dir := filepath.Join(r.dir, space(name)+"-etcd")
+	f := &Flannel{ns: ns}
+	url := fmt.Sprintf("http://%s:2379", byFamily(Both(NodePrefix, 1))[netset.V4])
+	dir := filepath.Join(r.Dir, space(name)+"-etcd")
 	var err error
-	f.etcd, err = r.start(ns[0], space(name)+"-etcd", nil, etcd, "--data-dir", dir, "--unsafe-no-fsync", "--listen-client-urls", url,
+	f.etcd, err = r.Start(ns[0], space(name)+"-etcd", nil, etcd, "--data-dir", dir, "--unsafe-no-fsync", "--listen-client-urls", url,
 		"--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "warn")
 	if err != nil {
 		return nil, err
 	}
 	conf := fmt.Sprintf(`{"EnableIPv4":true,"EnableIPv6":true,"Network":"10.244.0.0/16","IPv6Network":"fd00:10:244::/48","Backend":{"Type":%q}}`, backend)
-	if err := await("etcd", 20*time.Second, f.etcd, func() bool { return inNS(ns[0], func() error { return putEtcd(url, conf) }) == nil }); err != nil {
+	if err := Await("etcd", 20*time.Second, f.etcd, func() bool { return InNS(ns[0], func() error { return putEtcd(url, conf) }) == nil }); err != nil {
 		return nil, err
 	}
 	for i, n := range ns {
@@ -131,32 +132,32 @@ func (r *rig) startFlannel(name, backend string, ns [2]string) (*flannel, error)
 		}
 	}
 	if backend == "vxlan" { // the peers have learned of each other when the route is there
-		return f, await("flannel's routes", 10*time.Second, nil, func() bool {
-			out, _ := program("ip", "-n", ns[0], "route").Output()
+		return f, Await("flannel's routes", 10*time.Second, nil, func() bool {
+			out, _ := Program("ip", "-n", ns[0], "route").Output()
 			return bytes.Contains(out, []byte("flannel.1"))
 		})
 	}
 	return f, nil
 }
 
-func (f *flannel) startDaemon(r *rig, name string, i int, ns, flanneld, url string) error {
-	env := filepath.Join(r.dir, fmt.Sprintf("%s-%d.env", space(name), i))
-	addr := byFamily(both(nodePrefix, i+1))
+func (f *Flannel) startDaemon(r *Lab, name string, i int, ns, flanneld, url string) error {
+	env := filepath.Join(r.Dir, fmt.Sprintf("%s-%d.env", space(name), i))
+	addr := byFamily(Both(NodePrefix, i+1))
 	begin := time.Now()
 	var err error
-	f.daemons[i], err = r.start(ns, fmt.Sprintf("%s-flanneld-%d", space(name), i), nil, flanneld, "-etcd-endpoints", url,
+	f.Daemons[i], err = r.Start(ns, fmt.Sprintf("%s-flanneld-%d", space(name), i), nil, flanneld, "-etcd-endpoints", url,
 		"-iface", "eth0", "-public-ip", addr[netset.V4].String(), "-public-ipv6", addr[netset.V6].String(), "-subnet-file", env,
 		"-ip-masq") // the flags of its own manifest, but for the kube subnet manager
 	if err != nil {
 		return err
 	}
-	if err := await("flannel's lease", 30*time.Second, f.daemons[i], func() bool {
+	if err := Await("flannel's lease", 30*time.Second, f.Daemons[i], func() bool {
 		raw, err := os.ReadFile(env)
 		return err == nil && bytes.Contains(raw, []byte("FLANNEL_MTU"))
 	}); err != nil {
 		return err
 	}
-	f.ready[i] = time.Since(begin)
+	f.Ready[i] = time.Since(begin)
 	raw, err := os.ReadFile(env)
 	if err != nil {
 		return err
@@ -177,9 +178,10 @@ func (f *flannel) startDaemon(r *rig, name string, i int, ns, flanneld, url stri
 	return nil
 }
 
-func (f *flannel) stop() {
-	for _, p := range append(slices.Clone(f.daemons[:]), f.etcd) {
-		p.stop(syscall.SIGKILL)
+// Stop kills all of it.
+func (f *Flannel) Stop() {
+	for _, p := range append(slices.Clone(f.Daemons[:]), f.etcd) {
+		p.Stop(syscall.SIGKILL)
 	}
 }
 
@@ -228,30 +230,30 @@ func rawExchange(host netip.Addr, port, text string) (string, error) {
 	}
 }
 
-// flannelArm attaches pods behind flannel as its CNI plugin does: the bridge plugin with the lease's subnet.
-func (r *rig) flannelArm(name, backend string) (*arm, error) {
-	ns, err := nodes(name)
+// FlannelArm attaches pods behind flannel as its CNI plugin does: the bridge plugin with the lease's subnet.
+func (r *Lab) FlannelArm(name, backend string) (*Arm, error) {
+	ns, err := Nodes(name)
 	if err != nil {
 		return nil, err
 	}
-	f, err := r.startFlannel(name, backend, ns)
+	f, err := r.StartFlannel(name, backend, ns)
 	if err != nil {
 		return nil, err
 	}
-	a := &arm{name: name, about: "flannel " + flannelVersion + " " + backend + ", bridge + host-local", client: space(name) + ".c", server: space(name) + ".s"}
-	for i, pod := range []string{a.client, a.server} {
-		if err := netns(pod); err != nil {
+	a := &Arm{Name: name, About: "flannel " + flannelVersion + " " + backend + ", bridge + host-local", Client: space(name) + ".c", Server: space(name) + ".s"}
+	for i, pod := range []string{a.Client, a.Server} {
+		if err := Netns(pod); err != nil {
 			return nil, err
 		}
-		p, err := r.debianPlugin("bridge", fmt.Sprintf("%s-%d", space(name), i), f.subnets[i], f.mtu)
+		p, err := r.DebianPlugin("bridge", fmt.Sprintf("%s-%d", space(name), i), f.subnets[i], f.mtu)
 		if err != nil {
 			return nil, err
 		}
-		var result cniResult
-		if err := inNS(ns[i], func() (err error) { result, err = p.add(fmt.Sprintf("bench%d", i), pod); return }); err != nil {
+		var result Result
+		if err := InNS(ns[i], func() (err error) { result, err = p.Add(fmt.Sprintf("bench%d", i), pod); return }); err != nil {
 			return nil, err
 		}
-		a.address = result.addresses()
+		a.Address = result.Addresses()
 	}
 	return a, nil
 }

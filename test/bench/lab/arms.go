@@ -1,4 +1,4 @@
-package main
+package lab
 
 import (
 	"encoding/json"
@@ -10,25 +10,25 @@ import (
 	"weft/internal/netset"
 )
 
-// arm is one way to connect a client and a server. All arms of a rig exist at once, in
+// Arm is one way to connect a client and a server. All arms of a Lab exist at once, in
 // namespaces of their own, with the same addresses and MTU.
-type arm struct {
-	name    string
-	about   string // what it is and in which version, for the report
-	client  string // network namespace
-	server  string // network namespace
-	address map[netset.Family]netip.Addr
-	tool    *process // the measuring server
+type Arm struct {
+	Name    string
+	About   string // what it is and in which version, for the report
+	Client  string // network namespace
+	Server  string // network namespace
+	Address map[netset.Family]netip.Addr
+	Tool    *Process // the measuring server
 }
 
 // The addresses of every arm. Node 0 is the client's.
 const (
-	podPrefix  = "10.244.%d.0/24 fd00:10:244:%d::/64"
-	nodePrefix = "172.31.0.%d/24 fd00:172:31::%d/64"
+	PodPrefix  = "10.244.%d.0/24 fd00:10:244:%d::/64"
+	NodePrefix = "172.31.0.%d/24 fd00:172:31::%d/64"
 )
 
-// both splits "v4 v6" of a format with every %d replaced by n.
-func both(format string, n int) []netip.Prefix {
+// Both splits "v4 v6" of a format with every %d replaced by n.
+func Both(format string, n int) []netip.Prefix {
 	var out []netip.Prefix
 	for _, f := range strings.Fields(strings.ReplaceAll(format, "%d", fmt.Sprint(n))) {
 		out = append(out, netip.MustParsePrefix(f))
@@ -83,27 +83,27 @@ func wire(a, b, dev string, mtu int, addrs [2][]netip.Prefix) error {
 	return nil
 }
 
-// direct is the limit: two namespaces and one veth pair.
-func (r *rig) direct(name string) (*arm, error) {
-	a := &arm{name: name, about: "one veth pair between the two pods", client: space(name) + ".c", server: space(name) + ".s"}
-	for _, ns := range []string{a.client, a.server} {
-		if err := netns(ns); err != nil {
+// Direct is the limit: two namespaces and one veth pair.
+func (r *Lab) Direct(name string) (*Arm, error) {
+	a := &Arm{Name: name, About: "one veth pair between the two pods", Client: space(name) + ".c", Server: space(name) + ".s"}
+	for _, ns := range []string{a.Client, a.Server} {
+		if err := Netns(ns); err != nil {
 			return nil, err
 		}
 	}
 	var addrs [2][]netip.Prefix
-	for _, p := range both(podPrefix, 1) {
+	for _, p := range Both(PodPrefix, 1) {
 		addrs[0], addrs[1] = append(addrs[0], nth(p, 2)), append(addrs[1], nth(p, 3))
 	}
-	a.address = byFamily(addrs[1])
-	return a, wire(a.client, a.server, "eth0", 1500, addrs)
+	a.Address = byFamily(addrs[1])
+	return a, wire(a.Client, a.Server, "eth0", 1500, addrs)
 }
 
-// nodes makes two node namespaces joined by an underlay, forwarding on.
-func nodes(name string) ([2]string, error) {
+// Nodes makes two node namespaces joined by an underlay, forwarding on.
+func Nodes(name string) ([2]string, error) {
 	ns := [2]string{space(name) + ".A", space(name) + ".B"}
 	for _, n := range ns {
-		if err := netns(n); err != nil {
+		if err := Netns(n); err != nil {
 			return ns, err
 		}
 		for _, s := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
@@ -112,24 +112,24 @@ func nodes(name string) ([2]string, error) {
 			}
 		}
 	}
-	return ns, wire(ns[0], ns[1], "eth0", 1500, [2][]netip.Prefix{both(nodePrefix, 1), both(nodePrefix, 2)})
+	return ns, wire(ns[0], ns[1], "eth0", 1500, [2][]netip.Prefix{Both(NodePrefix, 1), Both(NodePrefix, 2)})
 }
 
-// host is the cross-node limit: node to node over the underlay.
-func (r *rig) host(name string) (*arm, error) {
-	ns, err := nodes(name)
-	return &arm{
-		name: name, about: "node to node over the underlay, no pods",
-		client: ns[0], server: ns[1], address: byFamily(both(nodePrefix, 2)),
+// Host is the cross-node limit: node to node over the underlay.
+func (r *Lab) Host(name string) (*Arm, error) {
+	ns, err := Nodes(name)
+	return &Arm{
+		Name: name, About: "node to node over the underlay, no pods",
+		Client: ns[0], Server: ns[1], Address: byFamily(Both(NodePrefix, 2)),
 	}, err
 }
 
 // vxlanLines make a kernel VXLAN device on eth0 that knows one peer, as flannel sets it up.
 func vxlanLines(self, peer int) string {
 	mac := func(n int) string { return fmt.Sprintf("02:00:00:00:00:%02x", n) }
-	remote := byFamily(both(nodePrefix, peer))[netset.V4]
+	remote := byFamily(Both(NodePrefix, peer))[netset.V4]
 	return fmt.Sprintf("link add vxlan0 address %s mtu 1450 type vxlan id 1 dstport 8472 local %s dev eth0 nolearning\nlink set vxlan0 up\n",
-		mac(self), byFamily(both(nodePrefix, self))[netset.V4]) +
+		mac(self), byFamily(Both(NodePrefix, self))[netset.V4]) +
 		fmt.Sprintf("neighbour add 192.168.255.%d lladdr %s dev vxlan0\n", peer, mac(peer)) +
 		fmt.Sprintf("neighbour add fd00:255::%d lladdr %s dev vxlan0\n", peer, mac(peer)) +
 		"!fdb append " + mac(peer) + " dev vxlan0 dst " + remote.String() + "\n"
@@ -154,21 +154,21 @@ func kernelVXLAN(ns [2]string, addresses bool) error {
 		if err := ip(n, text); err != nil {
 			return err
 		}
-		if err := inNS(n, func() error { return command("bridge", strings.Fields(bridge)...) }); err != nil {
+		if err := InNS(n, func() error { return command("bridge", strings.Fields(bridge)...) }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rawVXLAN is a kernel VXLAN device between the nodes, no pods.
-func (r *rig) rawVXLAN(name string) (*arm, error) {
-	ns, err := nodes(name)
+// RawVXLAN is a kernel VXLAN device between the nodes, no pods.
+func (r *Lab) RawVXLAN(name string) (*Arm, error) {
+	ns, err := Nodes(name)
 	if err != nil {
 		return nil, err
 	}
-	a := &arm{name: name, about: "node to node over a kernel vxlan device, no pods", client: ns[0], server: ns[1]}
-	a.address = byFamily([]netip.Prefix{netip.MustParsePrefix("192.168.255.2/24"), netip.MustParsePrefix("fd00:255::2/64")})
+	a := &Arm{Name: name, About: "node to node over a kernel vxlan device, no pods", Client: ns[0], Server: ns[1]}
+	a.Address = byFamily([]netip.Prefix{netip.MustParsePrefix("192.168.255.2/24"), netip.MustParsePrefix("fd00:255::2/64")})
 	return a, kernelVXLAN(ns, true)
 }
 
@@ -176,8 +176,8 @@ func (r *rig) rawVXLAN(name string) (*arm, error) {
 func podRoutes(ns [2]string, overlay bool) error {
 	for i, n := range ns {
 		peer := 2 - i
-		for _, p := range both(podPrefix, peer) {
-			line := fmt.Sprintf("route add %s via %s dev eth0\n", p, byFamily(both(nodePrefix, peer))[netset.OfPrefix(p)])
+		for _, p := range Both(PodPrefix, peer) {
+			line := fmt.Sprintf("route add %s via %s dev eth0\n", p, byFamily(Both(NodePrefix, peer))[netset.OfPrefix(p)])
 			if overlay {
 				hop := map[netset.Family]string{netset.V4: "192.168.255.%d", netset.V6: "fd00:255::%d"}[netset.OfPrefix(p)]
 				line = fmt.Sprintf("route add %s via %s dev vxlan0 onlink\n", p, fmt.Sprintf(hop, peer))
@@ -190,16 +190,16 @@ func podRoutes(ns [2]string, overlay bool) error {
 	return nil
 }
 
-// withPlugin is an arm whose pods are attached by a CNI plugin: both on one node (same), or one on each.
-func (r *rig) withPlugin(name, kind string, same, overlay bool) (*arm, error) {
-	ns, err := nodes(name)
+// WithPlugin is an arm whose pods are attached by a CNI plugin: both on one node (same), or one on each.
+func (r *Lab) WithPlugin(name, kind string, same, overlay bool) (*Arm, error) {
+	ns, err := Nodes(name)
 	if err != nil {
 		return nil, err
 	}
-	a := &arm{name: name, about: debianPlugins() + ", " + kind + " + host-local", client: space(name) + ".c", server: space(name) + ".s"}
+	a := &Arm{Name: name, About: DebianPlugins() + ", " + kind + " + host-local", Client: space(name) + ".c", Server: space(name) + ".s"}
 	mtu, place := 1500, [2]int{0, 1}
 	if overlay {
-		a.about += " behind a kernel vxlan device"
+		a.About += " behind a kernel vxlan device"
 		mtu = 1450
 		err = kernelVXLAN(ns, false)
 	}
@@ -211,25 +211,25 @@ func (r *rig) withPlugin(name, kind string, same, overlay bool) (*arm, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i, pod := range []string{a.client, a.server} {
-		if err := netns(pod); err != nil {
+	for i, pod := range []string{a.Client, a.Server} {
+		if err := Netns(pod); err != nil {
 			return nil, err
 		}
-		p, err := r.debianPlugin(kind, fmt.Sprintf("%s-%d", name, place[i]), both(podPrefix, place[i]+1), mtu)
+		p, err := r.DebianPlugin(kind, fmt.Sprintf("%s-%d", name, place[i]), Both(PodPrefix, place[i]+1), mtu)
 		if err != nil {
 			return nil, err
 		}
-		var result cniResult
-		if err := inNS(ns[place[i]], func() (err error) { result, err = p.add("bench"+fmt.Sprint(i), pod); return }); err != nil {
+		var result Result
+		if err := InNS(ns[place[i]], func() (err error) { result, err = p.Add("bench"+fmt.Sprint(i), pod); return }); err != nil {
 			return nil, err
 		}
-		a.address = result.addresses()
+		a.Address = result.Addresses()
 	}
 	return a, nil
 }
 
-// debianPlugin is a plugin of the containernetworking project with host-local addresses.
-func (r *rig) debianPlugin(kind, state string, subnets []netip.Prefix, mtu int) (*plugin, error) {
+// DebianPlugin is a plugin of the containernetworking project with host-local addresses.
+func (r *Lab) DebianPlugin(kind, state string, subnets []netip.Prefix, mtu int) (*Plugin, error) {
 	dir, err := pluginDir()
 	if err != nil {
 		return nil, err
@@ -242,19 +242,20 @@ func (r *rig) debianPlugin(kind, state string, subnets []netip.Prefix, mtu int) 
 	}
 	conf := map[string]any{
 		"cniVersion": "0.4.0", "name": "bench", "type": kind, "mtu": mtu, "ipMasq": false,
-		"ipam": map[string]any{"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": filepath.Join(r.dir, "host-local", state)},
+		"ipam": map[string]any{"type": "host-local", "ranges": ranges, "routes": routes, "dataDir": filepath.Join(r.Dir, "host-local", state)},
 	}
 	if kind == "bridge" {
 		conf["bridge"], conf["isGateway"] = "cni0", true
 	}
 	raw, err := json.Marshal(conf)
-	return &plugin{binary: filepath.Join(dir, kind), path: dir, conf: raw}, err
+	return &Plugin{Binary: filepath.Join(dir, kind), path: dir, conf: raw}, err
 }
 
 // zero is the unspecified address of a's family.
-func zero(a netip.Addr) netip.Addr { return unspecified(netset.Of(a)) }
+func zero(a netip.Addr) netip.Addr { return Unspecified(netset.Of(a)) }
 
-func unspecified(f netset.Family) netip.Addr {
+// Unspecified is a family's address of all zeros.
+func Unspecified(f netset.Family) netip.Addr {
 	if f == netset.V4 {
 		return netip.IPv4Unspecified()
 	}

@@ -1,4 +1,4 @@
-package main
+package lab
 
 import (
 	"bytes"
@@ -14,21 +14,22 @@ import (
 	"weft/internal/netset"
 )
 
-// plugin is a CNI plugin as a container runtime would run it, without libcni in between.
-type plugin struct {
-	binary string
+// Plugin is a CNI plugin as a container runtime would run it, without libcni in between.
+type Plugin struct {
+	Binary string
 	path   string // CNI_PATH
 	conf   []byte // network configuration
 }
 
-// cniResult is the part of a result (CNI spec 0.4 and 1.x) that the rig needs.
-type cniResult struct {
+// Result is the part of a result (CNI spec 0.4 and 1.x) that the rig needs.
+type Result struct {
 	IPs []struct {
 		Address netip.Prefix `json:"address"`
 	} `json:"ips"`
 }
 
-func (r cniResult) addresses() map[netset.Family]netip.Addr {
+// Addresses are those that the pod was given.
+func (r Result) Addresses() map[netset.Family]netip.Addr {
 	m := map[netset.Family]netip.Addr{}
 	for _, i := range r.IPs {
 		m[netset.Of(i.Address.Addr())] = i.Address.Addr()
@@ -36,32 +37,33 @@ func (r cniResult) addresses() map[netset.Family]netip.Addr {
 	return m
 }
 
-// command prepares an execution of the plugin.
-func (p *plugin) command(command, id, netns string) *exec.Cmd {
-	cmd := program(p.binary)
+// Command prepares an execution of the plugin.
+func (p *Plugin) Command(command, id, netns string) *exec.Cmd {
+	cmd := Program(p.Binary)
 	cmd.Stdin = bytes.NewReader(p.conf)
 	cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "CNI_COMMAND=" + command, "CNI_CONTAINERID=" + id, "CNI_IFNAME=eth0",
-		"CNI_NETNS=" + filepath.Join(netnsDir, netns), "CNI_PATH=" + p.path,
+		"CNI_NETNS=" + filepath.Join(NetnsDir, netns), "CNI_PATH=" + p.path,
 		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=bench;K8S_POD_NAME=" + id,
 	}
 	return cmd
 }
 
 // call executes the plugin in the calling thread's network namespace.
-func (p *plugin) call(command, id, netns string) ([]byte, error) {
-	cmd := p.command(command, id, netns)
+func (p *Plugin) call(command, id, netns string) ([]byte, error) {
+	cmd := p.Command(command, id, netns)
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s %s %s: %w: %s %s", filepath.Base(p.binary), command, id, err,
+		return nil, fmt.Errorf("%s %s %s: %w: %s %s", filepath.Base(p.Binary), command, id, err,
 			strings.TrimSpace(out.String()), strings.TrimSpace(stderr.String()))
 	}
 	return out.Bytes(), nil
 }
 
-func (p *plugin) add(id, netns string) (cniResult, error) {
-	var r cniResult
+// Add attaches a pod.
+func (p *Plugin) Add(id, netns string) (Result, error) {
+	var r Result
 	raw, err := p.call("ADD", id, netns)
 	if err == nil {
 		err = json.Unmarshal(raw, &r)
@@ -69,7 +71,8 @@ func (p *plugin) add(id, netns string) (cniResult, error) {
 	return r, err
 }
 
-func (p *plugin) del(id, netns string) error {
+// Del removes it again.
+func (p *Plugin) Del(id, netns string) error {
 	_, err := p.call("DEL", id, netns)
 	return err
 }
@@ -87,13 +90,13 @@ func pluginDir() (string, error) {
 	return "", errors.New("no containernetworking plugins: apt-get install containernetworking-plugins, or set PEER_CNI_PLUGINS")
 }
 
-// debianPlugins names the plugins' version.
-func debianPlugins() string {
+// DebianPlugins names the plugins' version.
+func DebianPlugins() string {
 	dir, err := pluginDir()
 	if err != nil {
 		return "containernetworking plugins"
 	}
-	out, err := program("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins").Output()
+	out, err := Program("dpkg-query", "-W", "-f", "${Version}", "containernetworking-plugins").Output()
 	if err != nil || !strings.HasPrefix(dir, "/usr/lib/") {
 		return "containernetworking plugins in " + dir
 	}
@@ -102,7 +105,7 @@ func debianPlugins() string {
 
 // command runs a program and returns its output as the error's text.
 func command(name string, args ...string) error {
-	if out, err := program(name, args...).CombinedOutput(); err != nil {
+	if out, err := Program(name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))
 	}
 	return nil
