@@ -34,6 +34,12 @@ func rows() []plan.Row {
 		&plan.Remote{By: by, Prefix: p, Via: a, Tunnel: true, VTEPMAC: m, MTU: 1},
 		&plan.Local{By: by, HostIf: "w", MAC: m, Addrs: []netip.Addr{a}, Shaped: true},
 		&plan.Problem{By: by, Name: "n", Reason: "r"},
+		&plan.Identity{By: by, ID: 2, Text: "pod"},
+		&plan.PeerSet{By: by, ID: 2, Text: "pods", Members: []plan.ID{3}},
+		&plan.PolicySet{By: by, ID: 2, Rules: []plan.PolicyRule{{ID: 4, L4: []plan.L4{{Proto: 6, Port: 80, Bits: 16}}}}},
+		&plan.Address{By: by, Prefix: p, Identity: 2},
+		&plan.VIP{By: by, Addr: a},
+		&plan.Guard{By: by, Dev: "w", Identity: 2, Ingress: 3, Egress: 4},
 	}
 }
 
@@ -86,6 +92,31 @@ func change(v reflect.Value) {
 			change(v.Field(0))
 		default:
 			panic(v.Kind())
+		}
+	}
+}
+
+// TestRuleText changes every field of a rule.
+func TestRuleText(t *testing.T) {
+	rule := func() plan.PolicyRule {
+		return plan.PolicyRule{
+			ID: 1, Origin: "o", Level: 1, Verdict: model.VerdictPass, PassTo: 2, Family: 4, Peers: 5,
+			L4: []plan.L4{{Proto: 6, Port: 80, Bits: 16}}, SrcPorts: model.PortRange{First: 1, Last: 2},
+		}
+	}
+	was := rule()
+	v := reflect.ValueOf(was)
+	for f := range v.NumField() {
+		now := rule()
+		if name := v.Type().Field(f).Name; name == "Verdict" {
+			now.Verdict = model.VerdictAllow
+		} else if name == "Family" {
+			now.Family = 6
+		} else {
+			change(reflect.ValueOf(&now).Elem().Field(f))
+		}
+		if was.String() == now.String() {
+			t.Errorf("a change of %s does not show in %q", v.Type().Field(f).Name, was)
 		}
 	}
 }

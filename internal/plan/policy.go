@@ -2,7 +2,9 @@ package plan
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
 	"strings"
@@ -63,7 +65,11 @@ type PeerSet struct {
 func (p *PeerSet) Key() Key { return Key{KindPeerSet, p.ID.String()} }
 
 func (p *PeerSet) String() string {
-	return text(p.ID.String(), fmt.Sprintf("members %d", len(p.Members)), p.Text)
+	h := fnv.New32a() // who they are is in identities; that they are others must show
+	for _, m := range p.Members {
+		_ = binary.Write(h, binary.BigEndian, uint64(m))
+	}
+	return text(p.ID.String(), fmt.Sprintf("members %d (%08x)", len(p.Members), h.Sum32()), p.Text)
 }
 
 // Direction of a policy, as its subject sees it.
@@ -159,7 +165,7 @@ func (r PolicyRule) String() string {
 		peers = r.Peers.String()
 	}
 	return text(fmt.Sprint(r.Level), flag("staged", r.Staged), r.Verdict.String(), to, family, "peers", peers, list("l4", r.L4), src,
-		flag("hosts", r.Hosts), flag("log", r.Log), "by", r.Origin)
+		flag("hosts", r.Hosts), flag("log", r.Log), "by", r.Origin, "#"+r.ID.String())
 }
 
 // PolicySet decides about one direction of all endpoints for which the same rules count.
