@@ -190,7 +190,7 @@ func (d *Driver) fill(want plan.View) {
 func (d *Driver) upsert(r plan.Row) error {
 	switch r := r.(type) {
 	case *plan.Settings:
-		return errors.Join(d.putSettings(r), d.guardAll())
+		return errors.Join(d.putSettings(r), d.guardAll(), d.sockets(r.Policed))
 	case *plan.Remote:
 		return d.putRemote(r)
 	case *plan.Local:
@@ -218,7 +218,7 @@ func (d *Driver) upsert(r plan.Row) error {
 func (d *Driver) remove(r plan.Row) error {
 	switch r := r.(type) {
 	case *plan.Settings:
-		return d.settings.put(0, weftWeftSettings{})
+		return errors.Join(d.settings.put(0, weftWeftSettings{}), d.sockets(false))
 	case *plan.Remote:
 		return d.dropRemote(r.Prefix)
 	case *plan.Local:
