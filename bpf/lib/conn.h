@@ -391,32 +391,18 @@ static __noinline int quotes_flow(struct __sk_buff *skb, const struct weft_setti
 	return conn && !conn_expired(s, conn, pair.proto, ticks());
 }
 
-/*
- * police says whether policy lets a packet pass, for the ends that the caller gave in a: WEFT_ALLOW, WEFT_LATER (a
- * service's), else what refuse() makes of it. It neither counts nor changes the packet.
- */
-__global int police(struct __sk_buff *skb, const struct weft_header *p, struct weft_ask *a)
+/* police_flow is police() for a packet whose ports are known. */
+__global int police_flow(const struct weft_header *p, struct weft_ask *a)
 {
 	const struct weft_settings *s = get_settings();
 	struct weft_conn *conn = NULL;
 	struct weft_pair pair;
-	__u32 now = ticks(), why;
+	__u32 now = ticks();
 	bool known = false;
 	void *table;
 
 	if (!s || !p || !a)
 		return WEFT_DENY;
-	why = l4_read(skb, p, &a->l4);
-	if (unlikely(why)) {
-		a->ruling.why = why;
-		return WEFT_DENY;
-	}
-	if (unlikely(a->l4.flags & (L4_EXEMPT | L4_ERROR))) {
-		if (a->l4.flags & L4_EXEMPT || quotes_flow(skb, s, p))
-			return WEFT_ALLOW;
-	}
-	if (unlikely(a->host && a->l4.flags & L4_SILENT)) /* of the node's own stack, about what it did not deliver */
-		return WEFT_ALLOW;
 	a->second = pair_make(&pair, &p->src, &p->dst, &a->l4);
 	table = grown(&conns);
 	if (table)
@@ -442,4 +428,29 @@ __global int police(struct __sk_buff *skb, const struct weft_header *p, struct w
 		}
 	}
 	return decide(p, a, conn, known);
+}
+
+/*
+ * police says whether policy lets a packet pass, for the ends that the caller gave in a: WEFT_ALLOW, WEFT_LATER (a
+ * service's), else what refuse() makes of it. It neither counts nor changes the packet.
+ */
+__global int police(struct __sk_buff *skb, const struct weft_header *p, struct weft_ask *a)
+{
+	const struct weft_settings *s = get_settings();
+	__u32 why;
+
+	if (!s || !p || !a)
+		return WEFT_DENY;
+	why = l4_read(skb, p, &a->l4);
+	if (unlikely(why)) {
+		a->ruling.why = why;
+		return WEFT_DENY;
+	}
+	if (unlikely(a->l4.flags & (L4_EXEMPT | L4_ERROR))) {
+		if (a->l4.flags & L4_EXEMPT || quotes_flow(skb, s, p))
+			return WEFT_ALLOW;
+	}
+	if (unlikely(a->host && a->l4.flags & L4_SILENT)) /* of the node's own stack, about what it did not deliver */
+		return WEFT_ALLOW;
+	return police_flow(p, a);
 }

@@ -38,7 +38,7 @@ struct {
 } pace SEC(".maps");
 
 /* A function of its own, so that the type is in the object's BTF. */
-static __noinline int fill_denial(struct weft_denial *d, const struct __sk_buff *skb, const struct weft_header *p,
+static __noinline int fill_denial(struct weft_denial *d, __u32 ifindex, const struct weft_header *p,
 				  const struct weft_ask *a, __u8 reason)
 {
 	d->time = bpf_ktime_get_ns();
@@ -51,11 +51,11 @@ static __noinline int fill_denial(struct weft_denial *d, const struct __sk_buff 
 	d->reason = reason;
 	d->pad = 0;
 	d->rule = a->ruling.direction == WEFT_EGRESS ? a->ruling.rule[WEFT_EGRESS] : a->ruling.rule[WEFT_INGRESS];
-	d->ifindex = skb->ifindex;
+	d->ifindex = ifindex;
 	return 0;
 }
 
-static __always_inline void record(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_header *p,
+static __always_inline void record(__u32 ifindex, const struct weft_settings *s, const struct weft_header *p,
 				   const struct weft_ask *a, __u8 reason)
 {
 	__u32 zero = 0, now = ticks();
@@ -78,7 +78,7 @@ static __always_inline void record(struct __sk_buff *skb, const struct weft_sett
 		pc->lost++;
 		return;
 	}
-	fill_denial(d, skb, p, a, reason);
+	fill_denial(d, ifindex, p, a, reason);
 	bpf_ringbuf_submit(d, 0);
 }
 
@@ -106,7 +106,7 @@ __global int refuse(struct __sk_buff *skb, const struct weft_header *p, const st
 		count_rule(a->ruling.rule[WEFT_EGRESS]);
 	else
 		count_rule(a->ruling.rule[WEFT_INGRESS]);
-	record(skb, s, p, a, why);
+	record(skb->ifindex, s, p, a, why);
 	if (a->place == AT_NODE) {
 		skb->mark = (skb->mark & ~WEFT_MARK_MASK) | (loud ? WEFT_MARK_NODE_REJECT : WEFT_MARK_NODE);
 		return verdict(why, TCX_NEXT);

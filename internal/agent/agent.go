@@ -104,6 +104,7 @@ func (a *Agent) openDrivers() (err error) {
 	if a.ebpf, err = ebpf.New(a.cfg.Paths.BPF, a.log.With("driver", "ebpf")); err != nil {
 		return fmt.Errorf("open the eBPF driver: %w", err)
 	}
+	a.linux.ShutNewLinks(a.ebpf.Shut)
 	return nil
 }
 

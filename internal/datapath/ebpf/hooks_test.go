@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -274,7 +275,7 @@ func (n *node) answers() {
 		"add rule inet weft-nat input meta mark & 0x1030 == 0x1010 jump refuse",
 		"add rule inet weft-nat input meta mark & 0x1030 == 0x1030 jump refuse",
 		"add rule inet weft-nat input meta mark & 0x1030 == 0x1020 counter drop",
-		"add rule inet weft-nat input meta mark & 0x1030 == 0x1000 counter drop",
+		"add rule inet weft-nat input meta mark & 0x1030 == 0x1000 meta l4proto != { tcp, udp } counter drop",
 	}, ";"))
 }
 
@@ -568,4 +569,86 @@ func udpEchoAt(t *testing.T, from, to place, f netset.Family, port uint16) error
 	_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))
 	_, err = c.Read(make([]byte, 10))
 	return err
+}
+
+// TestPolicyServiceOfNode: a service whose backend is the node itself (the API server's, on its node) is decided about by the
+// node's address and the backend's port, when a socket is looked for. What the node sends and pods answer is not.
+func TestPolicyServiceOfNode(t *testing.T) {
+	n, _ := network(t, 1500)
+	client, free := n.addPod(1500), n.addPod(1500)
+	n.answers()
+	n.policed(func(s *plan.Settings) { s.Tracked = true })
+	n.want(&plan.Identity{ID: named("node")}, peers("node", "node"))
+	services := []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd96::1")}
+	const port6443, other = 6443, 6444
+	helloNode(t, n, port6443)
+	helloNode(t, n, other)
+	for i, s := range services {
+		word := []string{"ip", "ip6"}[i]
+		for from, to := range map[int]uint16{443: port6443, 444: other} {
+			n.ns.Run(t, "nft", fmt.Sprintf("add table %[1]s s%[2]d; add chain %[1]s s%[2]d pre { type nat hook prerouting priority -100; }; "+
+				"add rule %[1]s s%[2]d pre %[1]s daddr %[3]s meta l4proto { tcp, udp } th dport %[2]d dnat to %[4]s",
+				word, from, s, netip.AddrPortFrom(n.addrs[i], to)))
+		}
+		n.want(&plan.VIP{Addr: s}, &plan.Address{Prefix: netset.Host(n.addrs[i]), Identity: named("node")})
+	}
+	try := func(when string, from place, allowed, rest bool) {
+		t.Helper()
+		n.apply()
+		for _, s := range services {
+			for port, want := range map[uint16]bool{443: allowed, 444: rest} {
+				began := time.Now()
+				if err := ask(t, from, netip.AddrPortFrom(s, port), patience); (err == nil) != want {
+					t.Errorf("%s: %s port %d: %v, want it to pass: %v\n%s", when, s, port, err, want, n.dump())
+				}
+				if took := time.Since(began); took > patience/2 {
+					t.Errorf("%s: %s port %d: the answer took %s", when, s, port, took)
+				}
+			}
+		}
+	}
+	try("no policy", client, true, true)
+	out := set("client/out", plan.Egress, rule("client/api", model.VerdictAllow, "node", port(protoTCP, port6443)))
+	n.guard(client, set("client/in", plan.Ingress), out)
+	try("egress to one port of the node", client, true, false)
+	try("a pod without policy", free, true, true)
+	n.counted(t, "drop_policy", 2)
+	n.guard(client, nil, set("client/none", plan.Egress))
+	try("no egress", client, false, false)
+	// The pod's answer to the node's question, at a socket that is not connected.
+	for _, f := range netset.Families() {
+		echoes(t, n, client, f, 64, 2)
+		asked := frame{srcMAC: model.GatewayMAC, dstMAC: client.mac, src: n.addr(f), dst: client.addr(f), proto: protoUDP, payload: datagram(4000, 90)}
+		x := &exchange{node: n, t: t}
+		if got := x.outcome(n.driver.objs.ToPod, client.hostIf, asked); got != "pass" {
+			t.Errorf("%s: the node's question: %s", f, got)
+		}
+		var pc net.PacketConn
+		within(t, n.ns, func() (err error) {
+			pc, err = net.ListenPacket("udp", netip.AddrPortFrom(n.addr(f), 4000).String())
+			return err
+		})
+		within(t, client.ns, func() error {
+			c, err := net.DialUDP("udp", &net.UDPAddr{Port: 90}, &net.UDPAddr{IP: n.addr(f).AsSlice(), Port: 4000})
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = c.Write([]byte("the answer"))
+			return err
+		})
+		_ = pc.SetReadDeadline(time.Now().Add(time.Second))
+		if _, _, err := pc.ReadFrom(make([]byte, 100)); err != nil {
+			t.Errorf("%s: the answer to the node: %v", f, err)
+		}
+		_ = pc.Close()
+	}
+	// A successor goes on with the link; without policy it goes.
+	n.restart()
+	try("after a restart", free, true, true)
+	n.policed(func(s *plan.Settings) { s.Policed = false })
+	n.apply()
+	if _, err := os.Stat(n.driver.lookupPin()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without policy the link of to_node is there: %v", err)
+	}
 }

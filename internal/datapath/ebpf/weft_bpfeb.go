@@ -217,6 +217,7 @@ const (
 	weftProgFromPod       = "from_pod"
 	weftProgFromPodNetkit = "from_pod_netkit"
 	weftProgToNet         = "to_net"
+	weftProgToNode        = "to_node"
 	weftProgToOverlay     = "to_overlay"
 	weftProgToPod         = "to_pod"
 )
@@ -268,6 +269,7 @@ type weftProgramSpecs struct {
 	FromPod       *ebpf.ProgramSpec `ebpf:"from_pod"`
 	FromPodNetkit *ebpf.ProgramSpec `ebpf:"from_pod_netkit"`
 	ToNet         *ebpf.ProgramSpec `ebpf:"to_net"`
+	ToNode        *ebpf.ProgramSpec `ebpf:"to_node"`
 	ToOverlay     *ebpf.ProgramSpec `ebpf:"to_overlay"`
 	ToPod         *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
@@ -386,6 +388,7 @@ type weftPrograms struct {
 	FromPod       *ebpf.Program `ebpf:"from_pod"`
 	FromPodNetkit *ebpf.Program `ebpf:"from_pod_netkit"`
 	ToNet         *ebpf.Program `ebpf:"to_net"`
+	ToNode        *ebpf.Program `ebpf:"to_node"`
 	ToOverlay     *ebpf.Program `ebpf:"to_overlay"`
 	ToPod         *ebpf.Program `ebpf:"to_pod"`
 }
@@ -397,6 +400,7 @@ func (p *weftPrograms) Close() error {
 		p.FromPod,
 		p.FromPodNetkit,
 		p.ToNet,
+		p.ToNode,
 		p.ToOverlay,
 		p.ToPod,
 	)

@@ -116,7 +116,7 @@ func chains(t *nftables.Table, policed bool) (cs []*nftables.Chain, rules map[st
 const refuseChain = "refuse"
 
 // refusals adds the rules that answer what the eBPF programs rejected. A pod's packet to a service that ends at the node itself
-// comes by no program again that could decide about it: it is not let in.
+// is decided about when its socket is looked for; of protocols for which none is, nobody could decide, and they are not let in.
 func refusals(rules map[string][][]expr.Any) {
 	marked := func(mark uint32, then ...expr.Any) []expr.Any {
 		return append([]expr.Any{
@@ -132,7 +132,8 @@ func refusals(rules map[string][][]expr.Any) {
 	drop := &expr.Verdict{Kind: expr.VerdictDrop}
 	rules["forward"] = [][]expr.Any{marked(markReject, refuse)}
 	rules["input"] = [][]expr.Any{
-		marked(markReject, refuse), marked(markNodeReject, refuse), marked(markNode, drop), marked(markUndecided, &expr.Counter{}, drop),
+		marked(markReject, refuse), marked(markNodeReject, refuse), marked(markNode, drop),
+		marked(markUndecided, append(noSocket(), &expr.Counter{}, drop)...),
 	}
 	rules[refuseChain] = [][]expr.Any{
 		{
@@ -141,6 +142,15 @@ func refusals(rules map[string][][]expr.Any) {
 			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST},
 		},
 		{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}},
+	}
+}
+
+// noSocket matches protocols whose sockets are looked up without asking a program.
+func noSocket() []expr.Any {
+	load := &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}
+	return []expr.Any{
+		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{unix.IPPROTO_TCP}},
+		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{unix.IPPROTO_UDP}},
 	}
 }
 
