@@ -80,7 +80,7 @@ func statusIndex() statedb.Index[*Row, Status] {
 			}
 			return index.NewKeySet(index.String(string(r.Status)))
 		},
-		FromKey:    func(s Status) index.Key { return index.String(string(s)) },
+		FromKey: func(s Status) index.Key { return index.String(string(s)) },
 	}
 }
 
@@ -108,13 +108,14 @@ func (s *Store) put(txn statedb.WriteTxn, r *Row) {
 func (s *Store) SetRows(rows map[model.Key][]plan.Row) {
 	txn := s.db.WriteTxn(s.plan)
 	defer txn.Commit()
+	now := s.clock.Now() // one for all: a queue that is in order need not be sorted
 	owners := slices.SortedFunc(maps.Keys(rows), func(a, b model.Key) int { return cmp.Compare(a.String(), b.String()) })
 	for _, owner := range owners { // in a fixed order, so that of two that want the same it is always the same one
 		want := rows[owner]
 		keep := make(map[plan.Key]bool, len(want))
 		for _, r := range want {
 			keep[r.Key()] = true
-			s.want(txn, r)
+			s.want(txn, r, now)
 		}
 		for _, old := range statedb.Collect(s.plan.List(txn, ownerIndex().Query(owner))) {
 			if keep[old.Row.Key()] || old.Status == Deleting {
@@ -130,10 +131,10 @@ func (s *Store) SetRows(rows map[model.Key][]plan.Row) {
 }
 
 // want inserts one row that compile asked for.
-func (s *Store) want(txn statedb.WriteTxn, r plan.Row) {
+func (s *Store) want(txn statedb.WriteTxn, r plan.Row, now time.Time) {
 	if p, ok := r.(*plan.Problem); ok {
 		if old, _, found := s.plan.Get(txn, rowIndex().Query(rowKey(r))); !found || !equal(old.Row, r) {
-			s.put(txn, &Row{Row: r, Status: Error, Err: errors.New(p.Reason), Since: s.clock.Now()})
+			s.put(txn, &Row{Row: r, Status: Error, Err: errors.New(p.Reason), Since: now})
 		}
 		return
 	}
@@ -153,7 +154,7 @@ func (s *Store) want(txn statedb.WriteTxn, r plan.Row) {
 			status, why = Conflict, fmt.Errorf("%s is held by %s", r.Key(), other.Row.Owner())
 		}
 	}
-	s.put(txn, &Row{Row: r, Status: status, Err: why, Since: s.clock.Now()})
+	s.put(txn, &Row{Row: r, Status: status, Err: why, Since: now})
 }
 
 // remove deletes a row for good and lets the first row that waited for its key go ahead.

@@ -79,7 +79,7 @@ func (r *rig) compileRow(o *options, rep *report, size scale.Size) error {
 	rep.inform("Y1", "compile all, CPU of all threads", "weft", "s", bench.Median(cpu))
 	rep.inform("Y1", "one policy changed", "weft", "ms", bench.Median(of(func(c scale.Compiled) float64 { return c.PolicyMS })))
 	rep.inform("Y1", "a pod of a known identity came", "weft", "ms", bench.Median(of(func(c scale.Compiled) float64 { return c.PodMS })))
-	rep.note("Y1: the engines of Antrea, Calico and Cilium are not run beside it: they are inside of modules that do not build alone")
+	rep.note("Y1: the engines of Antrea, Calico and Cilium are not run beside it: to take them out of their modules was not tried")
 	rep.Samples = append(rep.Samples, sampleRow{"weft", "compile all", "s", [][]float64{seconds}}, sampleRow{"weft", "compile all, CPU", "s", [][]float64{cpu}})
 	return nil
 }

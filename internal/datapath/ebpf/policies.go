@@ -40,7 +40,8 @@ type policies struct {
 	blocks   map[uint32]map[uint32]weftWeftBits           // of members: by peer set and block
 	matching map[uint32]map[weftWeftMatch]weftWeftMatched // of matches: by set
 
-	stale map[plan.ID]bool // sets whose flows must be asked about again
+	stale map[plan.ID]bool   // sets whose flows must be asked about again
+	told  map[[2]uint32]bool // pairs of identities that all peer sets were asked about since stale was empty and since one changed
 }
 
 // peerSet is a peer set in the kernel.
@@ -73,7 +74,7 @@ func openPolicies(d *Driver, spec *ebpf.CollectionSpec) (*policies, error) {
 		matches: &table[weftWeftMatch, weftWeftMatched]{m: o.Matches, name: "matches"}, networks: &table[weftWeftPrefix, weftWeftNetwork]{m: o.Networks, name: "networks"},
 		conns: in("conns", o.Conns),
 		peers: map[plan.ID]*peerSet{}, have: map[plan.ID]*ruleSet{}, guards: map[string]*plan.Guard{}, named: map[plan.ID]bool{}, left: map[string]bool{},
-		blocks: map[uint32]map[uint32]weftWeftBits{}, matching: map[uint32]map[weftWeftMatch]weftWeftMatched{}, stale: map[plan.ID]bool{},
+		blocks: map[uint32]map[uint32]weftWeftBits{}, matching: map[uint32]map[weftWeftMatch]weftWeftMatched{}, stale: map[plan.ID]bool{}, told: map[[2]uint32]bool{},
 	}
 	var errs [6]error
 	p.lists, errs[0] = nested[weftWeftList, weftWeftRules](in("lists", o.Lists))
@@ -205,6 +206,7 @@ func (p *policies) putPeers(row *plan.PeerSet) error {
 
 // putBlocks writes blocks of a peer set. Flows of a known identity that is in it or not in it since then are asked about again.
 func (p *policies) putBlocks(s *peerSet, touched map[uint32]weftWeftBits) error {
+	clear(p.told)
 	for _, b := range slices.Sorted(maps.Keys(touched)) {
 		old, now := s.blocks[b], touched[b]
 		if old == now {
@@ -362,9 +364,10 @@ func (p *policies) inTrie(key weftWeftPrefix) bool {
 
 // moved is for an address whose identity has changed: flows of sets that tell the two apart are asked about again.
 func (p *policies) moved(from, to uint32) {
-	if from == to {
+	if from == to || p.told[[2]uint32{from, to}] {
 		return
 	}
+	p.told[[2]uint32{from, to}] = true
 	for _, s := range p.peers {
 		if s.has(from) != s.has(to) {
 			p.again(s)

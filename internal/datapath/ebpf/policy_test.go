@@ -163,3 +163,44 @@ func TestPolicyOnNode(t *testing.T) {
 		})
 	}
 }
+
+// TestWritesPerChange holds how many map entries a change writes: what is the same is not written again.
+func TestWritesPerChange(t *testing.T) {
+	n, _ := lone(t, netset.V4, true)
+	n.policed()
+	var rules []plan.PolicyRule
+	for i := range 50 {
+		who := fmt.Sprint("peer", i)
+		n.want(&plan.Identity{ID: named(who), Text: who})
+		n.want(peers("set of "+who, who))
+		rules = append(rules, rule("allow "+who, model.VerdictAllow, "set of "+who, port(protoTCP, uint16(1000+i))))
+	}
+	for _, p := range n.pods {
+		n.guard(p, set("shared", plan.Ingress, rules...), nil)
+	}
+	n.apply()
+	fresh := netset.Host(netip.MustParseAddr("10.77.0.1"))
+	for _, c := range []struct {
+		what   string
+		change func()
+		most   int
+	}{
+		{"nothing", func() {}, 0},
+		{"a pod of a known identity", func() { n.want(&plan.Address{Prefix: fresh, Identity: named("peer3")}) }, 2},
+		{"a member", func() { n.want(peers("set of peer4", "peer4", "peer5")) }, 1},
+		// The list of the port it is about, written anew and put in the place of the old one; the set's generation.
+		{"a rule", func() {
+			rules[7].Verdict = model.VerdictDeny
+			n.want(set("shared", plan.Ingress, rules...))
+		}, 4},
+	} {
+		before := n.writes()
+		c.change()
+		n.apply()
+		got := n.writes() - before
+		t.Logf("%s: %d writes", c.what, got)
+		if got > c.most {
+			t.Errorf("%s: %d map entries written, want at most %d", c.what, got, c.most)
+		}
+	}
+}

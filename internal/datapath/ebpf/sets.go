@@ -116,6 +116,7 @@ func (p *policies) takeParts(want plan.View, row *plan.PolicySet) (parts, error)
 			var s *peerSet
 			if s, err = p.readyPeers(want, r.Peers); err == nil {
 				s.users[row.ID] = true
+				clear(p.told)
 			}
 		}
 		out.peers[r.Peers] = n
@@ -245,6 +246,7 @@ func (p *policies) raiseStale() error {
 		}
 	}
 	clear(p.stale)
+	clear(p.told)
 	return errors.Join(errs...)
 }
 

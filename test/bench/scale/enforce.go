@@ -47,6 +47,7 @@ func Enforce(p Place, changes int) (out Enforced, err error) {
 	if err != nil {
 		return out, err
 	}
+	preferred()
 	debug.FreeOSMemory() // as the agent does
 	out.Memory = ownMemory()
 	from := pr.client
