@@ -190,10 +190,13 @@ func (d *Driver) guardOf(r *plan.Local, index uint32) weftWeftGuard {
 			if err != nil {
 				d.log.Debug("a pod is closed", "device", r.HostIf, "err", err) // its guard's row says so
 			}
-			if left != nil && out.Ingress == 0 {
+			mine := d.policy.mine[r.HostIf]
+			mine.ingress, mine.egress = mine.ingress || out.Ingress != 0, mine.egress || out.Egress != 0
+			d.policy.mine[r.HostIf] = mine
+			if left != nil && !mine.ingress && left.Ingress != setClosed {
 				out.Ingress = left.Ingress
 			}
-			if left != nil && out.Egress == 0 {
+			if left != nil && !mine.egress && left.Egress != setClosed {
 				out.Egress = left.Egress
 			}
 			return out
