@@ -17,7 +17,7 @@ static __always_inline int receive_tunnelled(struct __sk_buff *skb, const struct
 		return TCX_NEXT;
 	if (unlikely(guarded(local))) {
 		struct weft_ask a = {};
-		int answer = police_received(skb, head(inner), local, &a);
+		int answer = police_received(skb, s, head(inner), local, &a);
 
 		if (answer ==
 		    WEFT_DENY_LOUD) /* from_overlay decides again: the stack can answer what is in no tunnel */
@@ -76,7 +76,7 @@ int from_net(struct __sk_buff *skb)
 		return verdict(WEFT_STACK, TCX_NEXT);
 	if (unlikely(guarded(local))) {
 		struct weft_ask a = {};
-		int answer = police_received(skb, head(&p), local, &a);
+		int answer = police_received(skb, s, head(&p), local, &a);
 
 		if (answer != WEFT_ALLOW)
 			return refuse(skb, head(&p), &a, answer);

@@ -36,7 +36,7 @@ int from_overlay(struct __sk_buff *skb)
 		return verdict(WEFT_STACK_TRACKED, TCX_NEXT);
 	if (unlikely(guarded(local))) {
 		struct weft_ask a = {};
-		int answer = police_received(skb, head(&p), local, &a);
+		int answer = police_received(skb, s, head(&p), local, &a);
 
 		if (answer != WEFT_ALLOW)
 			return refuse(skb, head(&p), &a, answer);

@@ -41,8 +41,9 @@ static __always_inline int send_remote(struct __sk_buff *skb, const struct weft_
  * police_sent asks about what a pod sends, to is the receiver if he is a pod of this node. True: it goes on as ever;
  * else code is what the program returns.
  */
-static __always_inline bool police_sent(struct __sk_buff *skb, const struct weft_header *p,
-					const struct weft_local *from, const struct weft_local *to, int *code)
+static __always_inline bool police_sent(struct __sk_buff *skb, const struct weft_settings *s,
+					const struct weft_header *p, const struct weft_local *from,
+					const struct weft_local *to, int *code)
 {
 	struct weft_ask a = {.place = AT_FROM_POD};
 	int answer;
@@ -50,7 +51,7 @@ static __always_inline bool police_sent(struct __sk_buff *skb, const struct weft
 	set_end(&a.end[0], from);
 	if (to)
 		set_end(&a.end[1], to);
-	answer = police(skb, p, &a);
+	answer = police(skb, s, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;
 	if (answer == WEFT_LATER) {
@@ -84,7 +85,7 @@ static __always_inline int pod_sends(struct __sk_buff *skb, bool on_send)
 		return unknown_source(skb);
 	unsign(skb, s);
 	to = get_local(&p.dst);
-	if (unlikely(guarded(from) || (to && guarded(to))) && !police_sent(skb, head(&p), from, to, &code))
+	if (unlikely(guarded(from) || (to && guarded(to))) && !police_sent(skb, s, head(&p), from, to, &code))
 		return code;
 	if (s->tracked && track_hit(skb, &p))
 		return verdict(WEFT_STACK_TRACKED, TCX_NEXT);
@@ -114,7 +115,8 @@ int from_pod_netkit(struct __sk_buff *skb)
  * police_delivered asks about what the stack delivers to a pod. The packet may have been translated since from_pod, if
  * it came from a pod of this node, so that the sender is asked as well.
  */
-static __always_inline bool police_delivered(struct __sk_buff *skb, const struct weft_header *p, int *code)
+static __always_inline bool police_delivered(struct __sk_buff *skb, const struct weft_settings *s,
+					     const struct weft_header *p, int *code)
 {
 	const struct weft_local *from = get_local(&p->src), *to = get_local(&p->dst);
 	struct weft_ask a = {.place = AT_TO_POD, .host = !skb->ingress_ifindex};
@@ -134,7 +136,7 @@ static __always_inline bool police_delivered(struct __sk_buff *skb, const struct
 		set_end(&a.end[1], to);
 	if (likely(!((from && guarded(from)) || (to && guarded(to)))))
 		return true;
-	answer = police(skb, p, &a);
+	answer = police(skb, s, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;
 	*code = refuse(skb, p, &a, answer);
@@ -151,7 +153,7 @@ int to_pod(struct __sk_buff *skb)
 
 	if (!s || !from_stack(skb, s) || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
-	if (s->policed && !police_delivered(skb, head(&p), &code))
+	if (s->policed && !police_delivered(skb, s, head(&p), &code))
 		return code;
 	/* A reply to anybody else than a pod or a node passes the stack anyway. */
 	if (s->tracked && (get_local(&p.src) || get_remote(&p.src)))

@@ -434,14 +434,11 @@ __global int police_flow(const struct weft_header *p, struct weft_ask *a)
  * police says whether policy lets a packet pass, for the ends that the caller gave in a: WEFT_ALLOW, WEFT_LATER (a
  * service's), else what refuse() makes of it. It neither counts nor changes the packet.
  */
-__global int police(struct __sk_buff *skb, const struct weft_header *p, struct weft_ask *a)
+static __always_inline int police(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_header *p,
+				  struct weft_ask *a)
 {
-	const struct weft_settings *s = get_settings();
-	__u32 why;
+	int why = l4_read(skb, p, &a->l4);
 
-	if (!s || !p || !a)
-		return WEFT_DENY;
-	why = l4_read(skb, p, &a->l4);
 	if (unlikely(why)) {
 		a->ruling.why = why;
 		return WEFT_DENY;

@@ -53,7 +53,6 @@ typedef __u32 __be32;
 /* enum bpf_map_type, BPF_MAP_CREATE and BPF_MAP_UPDATE_ELEM flags */
 #define BPF_MAP_TYPE_HASH          1
 #define BPF_MAP_TYPE_ARRAY         2
-#define BPF_MAP_TYPE_PERCPU_HASH   5
 #define BPF_MAP_TYPE_PERCPU_ARRAY  6
 #define BPF_MAP_TYPE_LRU_HASH      9
 #define BPF_MAP_TYPE_LPM_TRIE      11

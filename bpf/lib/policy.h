@@ -147,7 +147,10 @@ struct {
 	__type(value, struct weft_network);
 } networks SEC(".maps");
 
-/* How often a rule decided, or was noted. The agent makes the entries. */
+/*
+ * How often a rule decided, or was noted. The agent makes the entries. One for all CPUs: only first and denied packets
+ * count, and with one for each a rule would take a kilobyte on a machine of 64.
+ */
 struct weft_hits {
 	__u64 packets;
 	__u64 last; /* jiffies64 */
@@ -159,7 +162,7 @@ struct {
 	__type(key, __u32);
 	__array(
 		values, struct {
-			__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+			__uint(type, BPF_MAP_TYPE_HASH);
 			__uint(max_entries, WEFT_RULES_MAX);
 			__uint(map_flags, BPF_F_NO_PREALLOC);
 			__type(key, __u32);
@@ -212,8 +215,11 @@ static __always_inline void count_rule(__u32 number)
 		return;
 	hits = bpf_map_lookup_elem(table, &number);
 	if (hits) {
-		hits->packets++;
-		hits->last = bpf_jiffies64();
+		__u64 now = bpf_jiffies64();
+
+		__sync_fetch_and_add(&hits->packets, 1);
+		if (hits->last != now)
+			hits->last = now;
 	}
 }
 
@@ -234,20 +240,14 @@ static __always_inline bool rule_matches(const struct weft_rule *r, const struct
 	return !r->peers || is_member(members, r->peers, q->identity);
 }
 
-/* ask_chunk asks the rules of one element of a list. It returns 1 when the answer is found. */
-static long ask_chunk(__u32 n __attribute__((unused)), struct weft_question *q)
+/* ask_rules asks the rules of one element of a list. It returns 1 when the answer is found. */
+__global int ask_rules(const struct weft_rules *rules, struct weft_question *q)
 {
-	struct weft_list key = {.list = q->list, .chunk = q->chunk};
-	void *table = grown(&lists), *peers = grown(&members);
-	const struct weft_rules *rules;
+	void *peers = grown(&members);
 	__u32 i;
 
-	if (!table || !peers)
+	if (!rules || !q || !peers)
 		return 1;
-	rules = bpf_map_lookup_elem(table, &key);
-	if (!rules)
-		return 1;
-	q->chunk++;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < LIST_CHUNK; i++) {
 		const struct weft_rule *r = &rules->rule[i];
@@ -276,6 +276,22 @@ static long ask_chunk(__u32 n __attribute__((unused)), struct weft_question *q)
 			return 0;
 	}
 	return 0;
+}
+
+/* ask_chunk is ask_rules for the element that is next. */
+static long ask_chunk(__u32 n __attribute__((unused)), struct weft_question *q)
+{
+	struct weft_list key = {.list = q->list, .chunk = q->chunk};
+	void *table = grown(&lists);
+	const struct weft_rules *rules;
+
+	if (!table)
+		return 1;
+	rules = bpf_map_lookup_elem(table, &key);
+	if (!rules)
+		return 1;
+	q->chunk++;
+	return ask_rules(rules, q) ? 1 : 0;
 }
 
 /* As many steps as the longest list has elements. */

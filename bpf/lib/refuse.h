@@ -136,12 +136,12 @@ static __noinline int refuse_marked(struct __sk_buff *skb, const struct weft_hea
 }
 
 /* police_received asks about what arrives for a pod from another node, or was left to the stack on its way there. */
-static __always_inline int police_received(struct __sk_buff *skb, const struct weft_header *p,
-					   const struct weft_local *to, struct weft_ask *a)
+static __always_inline int police_received(struct __sk_buff *skb, const struct weft_settings *s,
+					   const struct weft_header *p, const struct weft_local *to, struct weft_ask *a)
 {
 	a->place = AT_FROM_NET;
 	set_end(&a->end[1], to);
-	return police(skb, p, a);
+	return police(skb, s, p, a);
 }
 
 /* The node's own end of a flow. No pod has the index of the loopback device. */
@@ -184,7 +184,7 @@ static __always_inline bool police_node_in(struct __sk_buff *skb, const struct w
 		return true;
 	a.end[1].ifindex = NODE_IFINDEX;
 	a.end[1].guard = s->host;
-	answer = police(skb, p, &a);
+	answer = police(skb, s, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;
 	refuse(skb, p, &a, answer);
@@ -232,7 +232,7 @@ static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct
 			return true;
 		set_end(&a.end[0], from);
 	}
-	answer = police(skb, p, &a);
+	answer = police(skb, s, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;
 	*code = refuse(skb, p, &a, answer);

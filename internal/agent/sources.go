@@ -159,8 +159,10 @@ func (a *Agent) startCluster() error {
 	last := a.store.Writer(store.CacheSource)
 	defer last.Complete() // what is on disk is in at once
 	cached := cache.New(a.cfg.Paths.State, a.cfg.NodeName, a.unlessDisabled(last), a.log)
-	if err := cached.Restore(); err != nil {
-		a.incidents.add(fmt.Sprintf("last known objects: %v", err), "ignored: waiting for the "+a.cfg.Source.Type+" source")
+	if a.cfg.Source.Type != "file" { // a directory is as near, and newer: what has been revoked since must not come back, not for a moment
+		if err := cached.Restore(); err != nil {
+			a.incidents.add(fmt.Sprintf("last known objects: %v", err), "ignored: waiting for the "+a.cfg.Source.Type+" source")
+		}
 	}
 	complete := func() {
 		live.Complete()

@@ -61,9 +61,10 @@ func siblings() map[string][]string {
 			"convert/antrea", "convert/aws", "convert/calico", "convert/cilium", "convert/gke", "convert/netpol", "convert/object",
 			"convert/sig", "convert/wire",
 		},
-		"lab/kubelet": {"lab/objects", "lab/probe"},
-		"lab/script":  {"lab", "lab/objects"},
-		"cli":         {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
+		"convert/status": {"convert/language"},
+		"lab/kubelet":    {"lab/objects", "lab/probe"},
+		"lab/script":     {"lab", "lab/objects"},
+		"cli":            {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
 	}
 }
 

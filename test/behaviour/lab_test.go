@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,7 +76,9 @@ func up(t *testing.T, args ...string) *lab {
 		}
 		l.run("down")
 	})
-	l.run("up", args...)
+	if _, err := l.try("up", args...); err != nil {
+		t.Fatal(err)
+	}
 	return l
 }
 
@@ -116,27 +119,38 @@ func (l *lab) node(node string, args ...string) string {
 	return l.run("node", append([]string{node, "--"}, args...)...)
 }
 
-// pods starts one traffic server a line "name node [hostPort]" and waits for them.
+// pods starts one traffic server a line "name node [hostPort] [label=value…]" and waits for them.
 func (l *lab) pods(lines ...string) {
 	l.Helper()
 	var b strings.Builder
 	for _, line := range lines {
 		f := strings.Fields(line)
 		port := ""
-		if len(f) > 2 {
-			port = ", hostPort: " + f[2]
+		var labels []string
+		for _, x := range f[2:] {
+			if k, v, ok := strings.Cut(x, "="); ok {
+				labels = append(labels, k+": "+v)
+			} else {
+				port = ", hostPort: " + x
+			}
 		}
 		fmt.Fprintf(&b, `---
 apiVersion: v1
 kind: Pod
-metadata: {name: %s, namespace: default}
+metadata: {name: %s, namespace: default, labels: {%s}}
 spec:
   nodeName: %s
   containers: [{name: c, image: none, command: [%s, serve, "7"], ports: [{containerPort: 7%s}, {containerPort: 7, protocol: UDP%s}]}]
-`, f[0], f[1], "/opt/weft/bin/traffic", port, port)
+`, f[0], strings.Join(labels, ", "), f[1], "/opt/weft/bin/traffic", port, port)
 	}
+	l.apply(b.String())
+}
+
+// apply applies a manifest and waits for its pods.
+func (l *lab) apply(manifest string) {
+	l.Helper()
 	cmd := l.command("apply", "-f", "-")
-	cmd.Stdin = strings.NewReader(b.String())
+	cmd.Stdin = strings.NewReader(manifest)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		l.Fatalf("apply: %v\n%s", err, out)
 	}
@@ -177,38 +191,70 @@ type report struct {
 	Lost            int
 	LostTo          map[string]int
 	Gap             time.Duration
+	Last, LastUDP   time.Time // when any flow had its last answer
 }
 
 // stream keeps traffic going from a pod while do runs.
 func (l *lab) stream(pod string, conns int, to []string, do func()) report {
 	l.Helper()
-	cmd := l.command("exec", append([]string{pod, "--", "/opt/weft/bin/traffic", "stream", fmt.Sprint(conns)}, to...)...)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		l.Fatal(err)
-	}
-	running, err := cmd.StdinPipe()
-	if err != nil {
-		l.Fatal(err)
-	}
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		l.Fatal(err)
-	}
-	dec := json.NewDecoder(out)
-	var ready struct{ Ready bool }
-	if err := dec.Decode(&ready); err != nil || !ready.Ready {
-		_ = cmd.Wait()
-		l.Fatalf("streams from %s to %v did not start: %v", pod, to, err)
-	}
+	p := l.traffic("exec", pod, append([]string{"stream", fmt.Sprint(conns)}, to...)...)
+	p.ready()
 	do()
-	_ = running.Close()
 	var r report
-	if err := dec.Decode(&r); err != nil {
-		l.Fatalf("no report of the streams from %s: %v", pod, err)
-	}
-	_ = cmd.Wait()
+	p.end(&r)
 	return r
+}
+
+// process is a running traffic program.
+type process struct {
+	*lab
+	what string
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *json.Decoder
+}
+
+// traffic starts the traffic program in a pod ("exec"), or on a node ("node").
+func (l *lab) traffic(verb, where string, args ...string) *process {
+	l.Helper()
+	p := &process{lab: l, what: fmt.Sprintf("traffic %v at %s", args, where)}
+	program := "/opt/weft/bin/traffic"
+	if where == "outside" {
+		program = "/run/traffic"
+	}
+	p.cmd = l.command(verb, append([]string{where, "--", program}, args...)...)
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	if p.in, err = p.cmd.StdinPipe(); err != nil {
+		l.Fatal(err)
+	}
+	p.out, p.cmd.Stderr = json.NewDecoder(out), os.Stderr
+	if err := p.cmd.Start(); err != nil {
+		l.Fatal(err)
+	}
+	return p
+}
+
+// ready waits until it says that it is at work.
+func (p *process) ready() {
+	p.Helper()
+	var ready struct{ Ready bool }
+	if err := p.out.Decode(&ready); err != nil || !ready.Ready {
+		_ = p.cmd.Wait()
+		p.Fatalf("%s did not start: %v", p.what, err)
+	}
+}
+
+// end closes its input and takes its report.
+func (p *process) end(report any) {
+	p.Helper()
+	_ = p.in.Close()
+	if err := p.out.Decode(report); err != nil {
+		p.Fatalf("no report of %s: %v", p.what, err)
+	}
+	_ = p.cmd.Wait()
 }
 
 // eventually polls until ok, and fails after the limit. It returns how long it took.

@@ -19,90 +19,6 @@ import (
 
 // What the programs tell of policy: how often rules decided, which packets were denied, how many flows are known.
 
-// counters are the counters of rules, by their number. Programs count where an entry is; the agent makes the entries.
-type counters struct {
-	m      *ebpf.Map
-	nest   *nest
-	cpus   int
-	writes int // for tests
-}
-
-func openCounters(n *nest) (*counters, error) {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return nil, fmt.Errorf("ask for the number of CPUs: %w", err)
-	}
-	c := &counters{nest: n, cpus: cpus}
-	if c.m, err = n.open(); err != nil || c.m != nil {
-		return c, err
-	}
-	if c.m, err = n.make(firstSize); err != nil {
-		return nil, err
-	}
-	return c, n.use(c.m)
-}
-
-// put makes a rule's counter, if there is none. When there is no room, and the map cannot grow, the rule works without.
-func (c *counters) put(rule uint32) error {
-	err := c.m.Update(rule, make([]weftWeftHits, c.cpus), ebpf.UpdateNoExist)
-	switch {
-	case errors.Is(err, ebpf.ErrKeyExist):
-		return nil
-	case isFull(err) && c.m.MaxEntries() == c.nest.inner.MaxEntries:
-		return nil
-	case isFull(err):
-		if err := c.grow(); err != nil {
-			return err
-		}
-		return c.put(rule)
-	case err != nil:
-		return fmt.Errorf("write map %s: %w", c.nest.name, err)
-	}
-	c.writes++
-	return nil
-}
-
-// grow makes room. What is counted between copy and use, a few milliseconds, is lost.
-func (c *counters) grow() error {
-	m, err := c.nest.make(min(4*c.m.MaxEntries(), c.nest.inner.MaxEntries))
-	if err != nil {
-		return err
-	}
-	err = c.each(func(rule uint32, hits []weftWeftHits) error { return m.Update(rule, hits, ebpf.UpdateAny) })
-	if err == nil {
-		err = c.nest.use(m)
-	}
-	if err != nil {
-		_ = m.Close()
-		return fmt.Errorf("enlarge map %s: %w", c.nest.name, err)
-	}
-	_ = c.m.Close()
-	c.m = m
-	return nil
-}
-
-func (c *counters) drop(rule uint32) error {
-	switch err := c.m.Delete(rule); {
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-		return nil
-	case err != nil:
-		return fmt.Errorf("delete from map %s: %w", c.nest.name, err)
-	}
-	c.writes++
-	return nil
-}
-
-func (c *counters) each(f func(uint32, []weftWeftHits) error) error {
-	var rule uint32
-	var hits []weftWeftHits
-	for entries := c.m.Iterate(); entries.Next(&rule, &hits); {
-		if err := f(rule, hits); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // RuleHits is how often a rule decided about a packet, or was noted.
 type RuleHits struct {
 	Packets uint64
@@ -120,19 +36,14 @@ func (d *Driver) RuleHits() (map[plan.ID]RuleHits, error) {
 	d.apply.Lock() // the map may be replaced
 	defer d.apply.Unlock()
 	out := map[plan.ID]RuleHits{}
-	err = d.policy.rules.each(func(rule uint32, perCPU []weftWeftHits) error {
+	err = each(d.policy.rules.m, func(rule uint32, h weftWeftHits) error {
 		id := d.policy.numbers.id(ofRule, rule)
-		var sum RuleHits
-		var last uint64
-		for _, h := range perCPU {
-			sum.Packets += h.Packets
-			last = max(last, h.Last)
-		}
-		if last > 0 {
-			sum.Last = time.Now().Add(-(now - sinceBoot(last, hz)))
+		hits := RuleHits{Packets: h.Packets}
+		if h.Last > 0 {
+			hits.Last = time.Now().Add(-(now - sinceBoot(h.Last, hz)))
 		}
 		if id != 0 {
-			out[id] = sum
+			out[id] = hits
 		}
 		return nil
 	})

@@ -117,7 +117,8 @@ func (t *table[K, V]) grow() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	err = each(t.m, func(k K, v V) error { return m.Update(k, v, ebpf.UpdateAny) })
+	next := &table[K, V]{m: m, name: t.name}
+	err = each(t.m, next.write)
 	if err == nil {
 		err = t.nest.use(m)
 	}

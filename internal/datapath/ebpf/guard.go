@@ -178,8 +178,9 @@ func (d *Driver) guardLocal(r *plan.Local, v *weftWeftLocal) error {
 }
 
 // guardOf is what policy says of a pod. Without a guard it is closed. But as long as not all is known, what an earlier agent
-// knew of the same pod stays.
+// knew of the same pod stays: a direction that had rules is not opened because those of today have not come yet.
 func (d *Driver) guardOf(r *plan.Local, index uint32) weftWeftGuard {
+	left := d.leftGuard(r, index)
 	if n := d.node(); n != nil {
 		if !n.Policed {
 			return weftWeftGuard{}
@@ -189,14 +190,31 @@ func (d *Driver) guardOf(r *plan.Local, index uint32) weftWeftGuard {
 			if err != nil {
 				d.log.Debug("a pod is closed", "device", r.HostIf, "err", err) // its guard's row says so
 			}
+			mine := d.policy.mine[r.HostIf]
+			mine.ingress, mine.egress = mine.ingress || out.Ingress != 0, mine.egress || out.Egress != 0
+			d.policy.mine[r.HostIf] = mine
+			if left != nil && !mine.ingress && left.Ingress != setClosed {
+				out.Ingress = left.Ingress
+			}
+			if left != nil && !mine.egress && left.Egress != setClosed {
+				out.Egress = left.Egress
+			}
 			return out
 		}
 	}
-	var have weftWeftLocal
-	if !d.swept && !d.policy.left[r.HostIf] && len(r.Addrs) > 0 && d.locals.m.Lookup(addrOf(r.Addrs[0]), &have) == nil && have.Ifindex == index {
-		return have.Guard
+	if left != nil {
+		return *left
 	}
 	return closed()
+}
+
+// leftGuard is what an earlier agent knew of the same pod, nil if it knew nothing, or if all is known by now.
+func (d *Driver) leftGuard(r *plan.Local, index uint32) *weftWeftGuard {
+	var have weftWeftLocal
+	if d.swept || d.policy.left[r.HostIf] || len(r.Addrs) == 0 || d.locals.m.Lookup(addrOf(r.Addrs[0]), &have) != nil || have.Ifindex != index {
+		return nil
+	}
+	return &have.Guard
 }
 
 // policySettings adds to the settings what policy needs.

@@ -28,13 +28,14 @@ func TestVerified(t *testing.T) {
 		prog            *ebpf.Program
 		verified, insns int
 	}{
-		{"from_pod", o.FromPod, 69000, 4100},
-		{"from_pod_netkit", o.FromPodNetkit, 69000, 4100},
-		{"to_pod", o.ToPod, 67500, 2960},
-		{"from_net", o.FromNet, 71600, 3560},
-		{"to_net", o.ToNet, 64500, 2780},
-		{"from_overlay", o.FromOverlay, 65600, 3040},
-		{"to_overlay", o.ToOverlay, 67300, 3260},
+		{"from_pod", o.FromPod, 26600, 4290},
+		{"from_pod_netkit", o.FromPodNetkit, 26600, 4290},
+		{"to_pod", o.ToPod, 19400, 3180},
+		{"from_net", o.FromNet, 27900, 3960},
+		{"to_net", o.ToNet, 19800, 3090},
+		{"from_overlay", o.FromOverlay, 19700, 3400},
+		{"to_overlay", o.ToOverlay, 22200, 3570},
+		{"to_node", o.ToNode, 11700, 1690},
 	} {
 		info, err := c.prog.Info()
 		if err != nil {

@@ -27,7 +27,7 @@ type policies struct {
 	addresses *table[weftWeftAddr, uint32]
 	networks  *table[weftWeftPrefix, weftWeftNetwork]
 	vips      *table[weftWeftAddr, uint32]
-	rules     *counters
+	rules     *table[uint32, weftWeftHits] // counters, which programs change
 	conns     *nest
 
 	peers  map[plan.ID]*peerSet
@@ -81,7 +81,7 @@ func openPolicies(d *Driver, spec *ebpf.CollectionSpec) (*policies, error) {
 	p.members, errs[1] = nested[weftWeftBlock, weftWeftBits](in("members", o.Members))
 	p.addresses, errs[2] = nested[weftWeftAddr, uint32](in("addresses", o.Addresses))
 	p.vips, errs[3] = nested[weftWeftAddr, uint32](in("vips", o.Vips))
-	p.rules, errs[4] = openCounters(in("rulestats", o.Rulestats))
+	p.rules, errs[4] = nested[uint32, weftWeftHits](in("rulestats", o.Rulestats))
 	names, err := nested[weftWeftName, uint32](in("numbers", o.Numbers))
 	errs[5] = err
 	if err := errors.Join(errs[:]...); err != nil {

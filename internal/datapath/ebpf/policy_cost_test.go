@@ -157,7 +157,7 @@ func TestPolicyMemory(t *testing.T) {
 	perRule := float64(memory(t, p.lists.m)-before) / (sets * rules)
 	perMember := float64(memory(t, p.members.m)) / float64(members)
 	t.Logf("%d rules: %.0f bytes each in lists, %.0f with counter and number", sets*rules, perRule,
-		perRule+float64(memory(t, p.rules.m)+memory(t, p.numbers.t.m))/(sets*rules))
+		perRule+float64(memory(t, p.rules.m))/(sets*rules)+float64(memory(t, p.numbers.t.m))/float64(n.driver.entries(t)["numbers"]))
 	t.Logf("%d members: %.1f bytes each", members, perMember)
 	if perRule > 64 || perMember > 64 {
 		t.Errorf("a rule takes %.0f bytes and a member %.0f, want at most 64", perRule, perMember)

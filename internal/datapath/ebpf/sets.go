@@ -103,7 +103,10 @@ func (p *policies) takeParts(want plan.View, row *plan.PolicySet) (parts, error)
 		if _, ok := out.rules[r.ID]; !ok {
 			n, err := p.numbers.take(ofRule, r.ID)
 			if err == nil {
-				err = p.rules.put(n)
+				err = p.rules.start(n)
+			}
+			if errors.Is(err, errFull) {
+				err = nil // it works without a counter
 			}
 			out.rules[r.ID] = n
 			errs = append(errs, err)

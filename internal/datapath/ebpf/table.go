@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -15,6 +16,9 @@ import (
 
 // errFull says that a map has no room.
 var errFull = errors.New("is full")
+
+// outOfMemory is how long a write waits for memory of the kernel's.
+const outOfMemory = 100 * time.Millisecond
 
 // table is one BPF map. Entries survive the agent; whoever is in the map and not wanted goes with keep.
 type table[K, V comparable] struct {
@@ -37,15 +41,32 @@ func (t *table[K, V]) put(k K, v V) error {
 }
 
 // write writes the entry of k without looking at it before.
-func (t *table[K, V]) write(k K, v V) error {
-	err := t.m.Update(k, v, ebpf.UpdateAny)
+func (t *table[K, V]) write(k K, v V) error { return t.update(k, v, ebpf.UpdateAny) }
+
+// start makes an empty entry if there is none.
+func (t *table[K, V]) start(k K) error {
+	var zero V
+	err := t.update(k, zero, ebpf.UpdateNoExist)
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		return nil
+	}
+	return err
+}
+
+func (t *table[K, V]) update(k K, v V, flags ebpf.MapUpdateFlags) error {
+	err := t.m.Update(k, v, flags)
+	// A map that allocates when it is written has a small stock, which the kernel fills up in the background.
+	for wait := time.Millisecond; errors.Is(err, syscall.ENOMEM) && wait < outOfMemory; wait *= 2 {
+		time.Sleep(wait)
+		err = t.m.Update(k, v, flags)
+	}
 	if isFull(err) {
 		var more bool
 		if more, err = t.grow(); err != nil {
 			return err
 		}
 		if more {
-			return t.write(k, v)
+			return t.update(k, v, flags)
 		}
 		return fmt.Errorf("map %s %w, it holds %d entries", t.name, errFull, t.m.MaxEntries())
 	}

@@ -159,7 +159,8 @@ func (s *Source) scan() error {
 		problems = append(problems, c.problems(name)...)
 	}
 	kinds, clashes := merge(names, next)
-	for _, k := range model.Kinds() {
+	// Pods last: a pod without the policies that select it would be open.
+	for _, k := range append(slices.DeleteFunc(model.Kinds(), func(k model.Kind) bool { return k == model.KindPod }), model.KindPod) {
 		if len(kinds[k]) > 0 || s.has(k) {
 			s.w.Replace(k, kinds[k])
 		}

@@ -486,6 +486,11 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, proto bool, res 
 		}
 		f.mu.Lock()
 		changed := f.changed
+		if since < f.oldest { // a request that was between two locks while history was forgotten
+			f.mu.Unlock()
+			send(w, proto, failure, &metav1.Status{Code: 410, Reason: "Expired", Message: "too old resource version"}, "v1", "Status")
+			return
+		}
 		var events []past
 		for _, c := range f.history {
 			if c.version <= since || c.resource != res {

@@ -9,8 +9,6 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	"weft/internal/convert/language"
-	convert "weft/internal/convert/object"
 	"weft/internal/crd"
 )
 
@@ -204,22 +202,6 @@ func withoutTimes(status any) any {
 	return status
 }
 
-// TestTransitionTimes: a condition keeps its time while its status is the same.
-func TestTransitionTimes(t *testing.T) {
-	old := []map[string]any{{"type": "A"}, {"type": "Valid", "status": "True", "message": "x", "lastTransitionTime": "2020-01-01T00:00:00Z"}}
-	got, changed := merge(old, condition{typ: "Valid", status: "True", message: "y"}, 1, time.Now())
-	if !changed || len(got) != 2 || got[1]["lastTransitionTime"] != "2020-01-01T00:00:00Z" || got[1]["message"] != "y" {
-		t.Errorf("%v, %v", got, changed)
-	}
-	if _, changed = merge(got, condition{typ: "Valid", status: "True", message: "y"}, 1, time.Now()); changed {
-		t.Error("the same again is a change")
-	}
-	got, _ = merge(got, condition{typ: "Valid", status: "False", message: "z"}, 1, time.Now())
-	if got[1]["lastTransitionTime"] == "2020-01-01T00:00:00Z" {
-		t.Error("the time of another status was kept")
-	}
-}
-
 // TestRealizedNodes: Antrea's policies say on how many nodes they are in force, and every agent reports its own.
 func TestRealizedNodes(t *testing.T) {
 	f := newFake(t)
@@ -244,32 +226,5 @@ func TestRealizedNodes(t *testing.T) {
 	awaitObject(t, f, name+"//x", status(2))
 	if l := f.find("leases/kube-system/weft-n2"); l == nil || !strings.Contains(l.GetAnnotations()[realizedNote], name) {
 		t.Errorf("report of n2: %v", l)
-	}
-}
-
-// TestCountingNodes counts without a server.
-func TestCountingNodes(t *testing.T) {
-	k, _ := language.Find(convert.Type{Group: "crd.antrea.io", Version: "v1beta1", Kind: "NetworkPolicy"})
-	f := &followed{observed: observed{kind: k, generation: 2, version: "9"}}
-	for _, c := range []struct {
-		current, desired int
-		want             string
-	}{{0, 0, "Realizing"}, {1, 2, "Realizing"}, {2, 2, "Realized"}} {
-		patch := string(f.nodes(c.current, c.desired, time.Now()))
-		if !strings.Contains(patch, `"phase":"`+c.want+`"`) || !strings.Contains(patch, `"resourceVersion":"9"`) {
-			t.Errorf("%d of %d: %s", c.current, c.desired, patch)
-		}
-		var written struct{ Status json.RawMessage }
-		if err := json.Unmarshal([]byte(patch), &written); err != nil {
-			t.Fatal(err)
-		}
-		again := &followed{observed: observed{kind: k, generation: 2, status: written.Status}}
-		if p := again.nodes(c.current, c.desired, time.Now().Add(time.Hour)); p != nil {
-			t.Errorf("%d of %d is written again: %s", c.current, c.desired, p)
-		}
-	}
-	f.refused, f.err = true, fmt.Errorf("spec.x: wrong")
-	if p := string(f.nodes(2, 2, time.Now())); !strings.Contains(p, `"phase":"Failed"`) || !strings.Contains(p, "spec.x: wrong") {
-		t.Errorf("refused: %s", p)
 	}
 }

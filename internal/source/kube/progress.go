@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weft/internal/convert/language"
+	"weft/internal/convert/status"
 	"weft/internal/convert/wire"
 )
 
@@ -27,11 +28,6 @@ const (
 	nodeSwept   = 10 * reportRenew // and its lease is removed
 )
 
-// counts reports whether a kind's status says on how many nodes it is in force.
-func counts(k language.Kind) bool {
-	return k.Language == "antrea" && (k.Type.Kind == "ClusterNetworkPolicy" || k.Type.Kind == "NetworkPolicy")
-}
-
 // progress is what the agents have reported, and the policies that are followed. It is guarded by the mu of statuses.
 type progress struct {
 	nodes    map[string]nodeReport
@@ -47,7 +43,7 @@ type nodeReport struct {
 
 // followed is one policy of which it is counted where it is in force.
 type followed struct {
-	observed
+	status.Observed
 	from    uint64 // the version in which this generation was seen first
 	written string // what was written last, or is to be
 }
@@ -57,15 +53,15 @@ func newProgress() progress {
 }
 
 // follow takes in a version of a policy. The caller holds mu.
-func (st *statuses) follow(k language.Kind, id string, o observed) {
+func (st *statuses) follow(k language.Kind, id string, o status.Observed) {
 	key := k.CRD() + "/" + id
 	f := st.policies[key]
-	if f == nil || f.generation != o.generation {
-		from, _ := strconv.ParseUint(o.version, 10, 64) // of what is no number, every agent has it
+	if f == nil || f.Generation != o.Generation {
+		from, _ := strconv.ParseUint(o.Version, 10, 64) // of what is no number, every agent has it
 		f = &followed{from: from}
 		st.policies[key] = f
 	}
-	f.observed, f.written = o, ""
+	f.Observed, f.written = o, ""
 	st.recount()
 }
 
@@ -77,11 +73,10 @@ func (st *statuses) recount() {
 	if len(st.policies) == 0 {
 		return
 	}
-	now := time.Now()
 	alive := 0
 	at := map[string][]uint64{} // by watch, in order
 	for _, n := range st.nodes {
-		if now.Sub(n.last) > nodeGone {
+		if time.Since(n.last) > nodeGone {
 			continue
 		}
 		alive++
@@ -93,46 +88,14 @@ func (st *statuses) recount() {
 		slices.Sort(vs)
 	}
 	for _, f := range st.policies {
-		vs := at[f.kind.CRD()]
+		vs := at[f.Kind.CRD()]
 		i, _ := slices.BinarySearch(vs, f.from)
-		patch := f.nodes(len(vs)-i, alive, now)
+		patch := f.Realized(len(vs)-i, alive, now())
 		if patch != nil && string(patch) != f.written {
 			f.written = string(patch)
-			st.want(f.path, func() []byte { return patch })
+			st.want(f.Path, func() []byte { return patch })
 		}
 	}
-}
-
-// nodes returns the patch for a policy that is in force on so many nodes of so many; nil if its status says so.
-func (f *followed) nodes(current, desired int, now time.Time) []byte {
-	var have struct {
-		Phase      string           `json:"phase"`
-		Generation int64            `json:"observedGeneration"`
-		Current    int              `json:"currentNodesRealized"`
-		Desired    int              `json:"desiredNodesRealized"`
-		Conditions []map[string]any `json:"conditions"`
-	}
-	_ = json.Unmarshal(f.status, &have) // what is not that is replaced
-	phase := "Realizing"
-	switch {
-	case f.refused:
-		phase = "Failed"
-	case current == desired && desired > 0:
-		phase = "Realized"
-	}
-	c := condition{typ: "Realizable", status: "True"}
-	if f.err != nil {
-		c.status, c.reason, c.message = "False", "Invalid", f.err.Error()
-	} else if len(f.missing) > 0 {
-		c.status, c.reason, c.message = "False", "Unsupported", f.unsupported()
-	}
-	conditions, changed := merge(have.Conditions, c, f.generation, now)
-	if !changed && have.Phase == phase && have.Generation == f.generation && have.Current == current && have.Desired == desired {
-		return nil
-	}
-	return f.patch(map[string]any{
-		"phase": phase, "observedGeneration": f.generation, "currentNodesRealized": current, "desiredNodesRealized": desired, "conditions": conditions,
-	})
 }
 
 // agents is the target of the agents' leases.

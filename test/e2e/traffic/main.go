@@ -3,9 +3,13 @@
 //
 //	traffic serve PORT                    echo over TCP and UDP until killed
 //	traffic stream CONNS ADDR…            CONNS TCP connections and one UDP flow to each address
+//	traffic knock INTERVAL ADDR…          a new TCP connection and a datagram of a new socket to each address at each interval
+//	traffic flood COUNT ADDR              COUNT datagrams, as fast as it goes
+//	traffic count PORT…                   the packets to these ports that arrive here; told at each line of standard input
+//	traffic pods, traffic heir            play the container runtime on a node, see runtime.go and heir.go
 //
-// stream ends when its standard input does. It writes one JSON line to standard output as soon as all connections stand, {"ready":true}, and one
-// with the Report at the end.
+// stream and knock end when their standard input does. They write one JSON line to standard output as soon as they are at work, {"ready":true}, and one
+// with their report at the end.
 package main
 
 import (
@@ -33,7 +37,12 @@ type Report struct {
 	Lost     int            `json:"lost"`     // UDP messages without an answer
 	LostTo   map[string]int `json:"lostTo"`   // the same by destination
 	Gap      time.Duration  `json:"gap"`      // longest time between two answers of a TCP flow, in ns
+	Last     time.Time      `json:"last"`     // when the last answer came to any TCP flow
+	LastUDP  time.Time      `json:"lastUDP"`  // and to any UDP flow
 }
+
+// farewell is how long a flow waits for its last answer when it is told to end.
+const farewell = 2 * time.Second
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -52,8 +61,26 @@ func run(args []string) error {
 			return err
 		}
 		return stream(conns, args[2:])
+	case len(args) >= 3 && args[0] == "knock":
+		interval, err := time.ParseDuration(args[1])
+		if err != nil {
+			return err
+		}
+		return knock(interval, args[2:])
+	case len(args) == 3 && args[0] == "flood":
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		return flood(n, args[2])
+	case len(args) >= 2 && args[0] == "count":
+		return count(args[1:])
+	case len(args) == 1 && args[0] == "pods":
+		return addPods()
+	case len(args) == 1 && args[0] == "heir":
+		return inherit()
 	}
-	return errors.New("usage: traffic serve PORT | stream CONNS ADDR…")
+	return errors.New("usage: traffic serve PORT | stream CONNS ADDR… | knock INTERVAL ADDR… | flood COUNT ADDR | count PORT… | pods | heir")
 }
 
 func serve(port string) error {
@@ -114,6 +141,9 @@ func stream(conns int, addresses []string) error {
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(end)
+		for _, c := range tcp { // one that waits for an answer does not do so for ever
+			_ = c.SetReadDeadline(time.Now().Add(farewell))
+		}
 	}()
 	total := Report{Flows: len(tcp) + len(udp), Failed: []string{}, LostTo: map[string]int{}}
 	var mu sync.Mutex
@@ -124,6 +154,12 @@ func stream(conns int, addresses []string) error {
 		total.Messages += r.Messages
 		total.Lost += r.Lost
 		total.Gap = max(total.Gap, r.Gap)
+		if r.Last.After(total.Last) {
+			total.Last = r.Last
+		}
+		if r.LastUDP.After(total.LastUDP) {
+			total.LastUDP = r.LastUDP
+		}
 		total.Failed = append(total.Failed, r.Failed...)
 	}
 	for _, c := range tcp {
@@ -166,7 +202,7 @@ func converse(c net.Conn, end <-chan struct{}) (r Report) {
 		}
 		now := time.Now()
 		r.Gap = max(r.Gap, now.Sub(last)-interval)
-		last = now
+		last, r.Last = now, now
 		r.Messages++
 		select {
 		case <-end:
@@ -179,6 +215,7 @@ func converse(c net.Conn, end <-chan struct{}) (r Report) {
 // shout sends numbered datagrams and counts the answers. What is on its way at the end has a second to arrive.
 func shout(c net.Conn, end <-chan struct{}) (r Report) {
 	answered := make(chan int)
+	var last time.Time
 	go func() {
 		seen := map[string]bool{}
 		buf := make([]byte, 64)
@@ -189,6 +226,7 @@ func shout(c net.Conn, end <-chan struct{}) (r Report) {
 				return
 			}
 			if err == nil {
+				last = time.Now()
 				seen[string(buf[:n])] = true
 			}
 		}
@@ -199,6 +237,7 @@ func shout(c net.Conn, end <-chan struct{}) (r Report) {
 		case <-end:
 			_ = c.SetReadDeadline(time.Now().Add(time.Second))
 			r.Messages = <-answered
+			r.LastUDP = last
 			r.Lost = sent - r.Messages
 			return r
 		case <-time.After(interval):
