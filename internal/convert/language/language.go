@@ -108,7 +108,7 @@ func (k Kind) Convert(raw []byte) Result {
 	return k.named(name, namespace, inMode(mode, k.convert(raw)))
 }
 
-// ModeAnnotation, on an object of any policy API, says whether its policies are enforced ("enforce", or without the annotation) or
+// ModeAnnotation says, on an object of any policy API, whether its policies are enforced ("enforce", or without the annotation) or
 // only count what they would do ("shadow").
 const ModeAnnotation = "weft.io/policy-mode"
 

@@ -239,6 +239,7 @@ func (d *Driver) remove(r plan.Row) error {
 	case *plan.Local:
 		delete(d.pods, r.HostIf)
 		delete(d.policy.left, r.HostIf)
+		delete(d.policy.mine, r.HostIf)
 		return errors.Join(d.shutPod(r.Key(), r.HostIf), d.keepAddrs(r.HostIf, nil))
 	case *plan.Hook:
 		return d.detach(r.Key(), r.Dev)

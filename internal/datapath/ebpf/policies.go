@@ -34,6 +34,7 @@ type policies struct {
 	have   map[plan.ID]*ruleSet
 	guards map[string]*plan.Guard // by device
 	left   map[string]bool        // devices of pods whose guard was removed
+	mine   map[string]both        // by device: directions that this agent has put rules on
 	named  map[plan.ID]bool       // identities that have a row
 
 	// What the kernel holds for numbers whose rows were not applied by this agent yet.
@@ -43,6 +44,9 @@ type policies struct {
 	stale map[plan.ID]bool   // sets whose flows must be asked about again
 	told  map[[2]uint32]bool // pairs of identities that all peer sets were asked about since stale was empty and since one changed
 }
+
+// both is something for each direction.
+type both struct{ ingress, egress bool }
 
 // peerSet is a peer set in the kernel.
 type peerSet struct {
@@ -73,7 +77,7 @@ func openPolicies(d *Driver, spec *ebpf.CollectionSpec) (*policies, error) {
 		sets:    &table[uint32, weftWeftSet]{m: o.Sets, name: "sets"},
 		matches: &table[weftWeftMatch, weftWeftMatched]{m: o.Matches, name: "matches"}, networks: &table[weftWeftPrefix, weftWeftNetwork]{m: o.Networks, name: "networks"},
 		conns: in("conns", o.Conns),
-		peers: map[plan.ID]*peerSet{}, have: map[plan.ID]*ruleSet{}, guards: map[string]*plan.Guard{}, named: map[plan.ID]bool{}, left: map[string]bool{},
+		peers: map[plan.ID]*peerSet{}, have: map[plan.ID]*ruleSet{}, guards: map[string]*plan.Guard{}, named: map[plan.ID]bool{}, left: map[string]bool{}, mine: map[string]both{},
 		blocks: map[uint32]map[uint32]weftWeftBits{}, matching: map[uint32]map[weftWeftMatch]weftWeftMatched{}, stale: map[plan.ID]bool{}, told: map[[2]uint32]bool{},
 	}
 	var errs [6]error

@@ -119,6 +119,10 @@ func TestPolicyEarly(t *testing.T) {
 		}
 	}
 	check("before anything of policy is known", false)
+	// Guards whose rules have not come yet open nothing that was not open.
+	a.want(&plan.Guard{Dev: p.hostIf, Identity: named(p.name())}, &plan.Guard{Dev: fresh.hostIf, Identity: named(fresh.name())}, &plan.Guard{Dev: stranger.hostIf, Identity: named(stranger.name())})
+	a.apply()
+	check("with guards without rules", true)
 	a.rows = all
 	a.want(&plan.Guard{Dev: fresh.hostIf, Identity: named(fresh.name())})
 	a.apply()
