@@ -34,7 +34,7 @@ func Dir() (string, error) {
 	return filepath.Join(cache, "weft-e2e", "bin", fmt.Sprintf("%x", sum[:6])), nil
 }
 
-// Build makes sure that the named programs are there, all of them without a name, and returns their
+// Build makes sure that the named programs are there, without a name all but those of further suites, and returns their
 // directory. progress is told what is being built. An interrupted build goes on where it was: each program
 // appears under its name only when it is complete. Two builds at once take turns.
 func Build(ctx context.Context, progress func(string), names ...string) (string, error) {
@@ -57,7 +57,11 @@ func Build(ctx context.Context, progress func(string), names ...string) (string,
 	for _, n := range names {
 		wanted[n] = true
 	}
-	for _, m := range append(Modules(), Suites()...) {
+	modules := Modules()
+	if len(names) > 0 {
+		modules = append(modules, Suites()...)
+	}
+	for _, m := range modules {
 		for _, p := range m.Programs {
 			if len(names) > 0 && !wanted[p.Name] {
 				continue
