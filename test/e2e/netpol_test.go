@@ -68,6 +68,9 @@ type conformance struct {
 // conform runs the suite and reports what became of each test.
 func (f *fixture) conform(s conformance) {
 	f.Helper()
+	if _, err := binaries.Build(f.ctx, func(what string) { progress("building %s", what) }, s.program); err != nil {
+		f.Fatal(err)
+	}
 	for _, c := range s.crds { // weft adopts those that others made
 		f.kubectl("apply", "--server-side", "--force-conflicts", "-f", filepath.Join(f.Bin, s.program+"-crd", c+".yaml"))
 		f.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/"+c+".policy.networking.k8s.io")
