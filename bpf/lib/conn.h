@@ -342,10 +342,10 @@ __global int decide(const struct weft_header *p, struct weft_ask *a, struct weft
 	}
 	answer = ask(p, a, how, &a->ruling);
 	/*
-	 * The other direction? What answers a flow that is not allowed any more may open one. And of a TCP connection
-	 * that was open before policy came, or was forgotten, nobody knows who opened it.
+	 * Of a TCP connection that was open before policy came, or was forgotten, nobody knows who opened it. What
+	 * answers a flow that is not allowed any more opens none: it would keep the flow alive.
 	 */
-	if (answer != WEFT_ALLOW && (known ? !tcp && how & ASK_REVERSE : tcp && !(a->l4.flags & L4_OPENS))) {
+	if (answer != WEFT_ALLOW && !known && tcp && !(a->l4.flags & L4_OPENS)) {
 		how = (~how & ASK_REVERSE) | ASK_QUIET;
 		if (ask(p, a, how, &a->other) == WEFT_ALLOW) {
 			a->ruling = a->other;

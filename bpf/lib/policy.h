@@ -60,15 +60,16 @@ struct weft_rule {
 	__u8 flags;
 	__u16 next; /* of WEFT_LATER: element of the list, RULE_NONE: after its end */
 };
-#define RULE_IPV4  0x01 /* not for IPv6 */
-#define RULE_IPV6  0x02 /* not for IPv4 */
-#define RULE_HOSTS 0x04 /* asked about what the node itself sends, too */
-#define RULE_NOTED 0x08 /* is counted and does not decide */
-#define RULE_LAST  0x10 /* of the list */
-#define RULE_TURN  0x20 /* of the element: go on at the next one */
-#define RULE_NONE  0xffff
+#define RULE_IPV4   0x01 /* not for IPv6 */
+#define RULE_IPV6   0x02 /* not for IPv4 */
+#define RULE_HOSTS  0x04 /* asked about what the node itself sends, too */
+#define RULE_NOTED  0x08 /* is counted and does not decide */
+#define RULE_LAST   0x10 /* of the list */
+#define RULE_TURN   0x20 /* of the element: go on at the next one */
+#define RULE_STAGED 0x40 /* noted; the first of them that matches is the one that would decide */
+#define RULE_NONE   0xffff
 
-#define LIST_CHUNK 8
+#define LIST_CHUNK  8
 
 struct weft_rules {
 	struct weft_rule rule[LIST_CHUNK];
@@ -260,6 +261,7 @@ __global int ask_rules(const struct weft_rules *rules, struct weft_question *q)
 			}
 			if (!q->quiet)
 				count_rule(r->number);
+			q->unwanted |= r->flags & RULE_STAGED;
 			if (!(r->flags & RULE_NOTED)) {
 				q->chunk = r->next;
 				if (r->next != RULE_NONE)

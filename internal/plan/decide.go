@@ -16,15 +16,20 @@ type Packet struct {
 }
 
 // Decide is what the programs do on a connection's first packet: it returns the index of the rule that decides, or -1 if none
-// does, which allows, and calls noted for those that are noted on the way. Member says whether the other side is in a peer set.
+// does, which allows, and calls noted for those that are noted on the way: those that log, and the staged one that would decide. Member says whether the other side is in a peer set.
 func (p *PolicySet) Decide(pkt Packet, member func(ID) bool, noted func(rule int)) int {
-	level := 0
+	level, staged := 0, false
 	for i := range p.Rules {
 		r := &p.Rules[i]
 		switch {
 		case r.Level < level, pkt.FromHost && !r.Hosts, !r.matches(pkt), r.Peers != 0 && !member(r.Peers):
-		case r.Staged || r.Verdict == model.VerdictLog:
+		case r.Verdict == model.VerdictLog:
 			noted(i)
+		case r.Staged: // the first one would decide
+			if !staged {
+				noted(i)
+			}
+			staged = true
 		case r.Verdict == model.VerdictPass:
 			level = r.PassTo
 		default:

@@ -85,21 +85,29 @@ func (b *builder) group(ps []*policy, level int) []plan.PolicyRule {
 		}
 	}
 	if ps[0].Set {
-		slices.SortStableFunc(out, func(x, y plan.PolicyRule) int { return cmp.Compare(place(x), place(y)) })
+		slices.SortStableFunc(out, func(x, y plan.PolicyRule) int {
+			return cmp.Or(cmp.Compare(decides(x), decides(y)), cmp.Compare(place(x), place(y)))
+		})
 	}
 	return out
 }
 
-// place is where a rule stands in a group: what is only noted, deny, reject, allow, pass.
-func place(r plan.PolicyRule) int {
-	switch {
-	case r.Staged || r.Verdict == model.VerdictLog:
+// decides is 0 of rules that are only noted.
+func decides(r plan.PolicyRule) int {
+	if r.Staged || r.Verdict == model.VerdictLog {
 		return 0
-	case r.Verdict == model.VerdictDeny:
+	}
+	return 1
+}
+
+// place is where a rule stands in a group: deny, reject, allow, pass.
+func place(r plan.PolicyRule) int {
+	switch r.Verdict {
+	case model.VerdictDeny:
 		return 1
-	case r.Verdict == model.VerdictReject:
+	case model.VerdictReject:
 		return 2
-	case r.Verdict == model.VerdictAllow:
+	case model.VerdictAllow:
 		return 3
 	}
 	return 4

@@ -15,12 +15,13 @@ import (
 
 // The flags and the end of bpf/lib/policy.h.
 const (
-	setHosts  = 1
-	ruleHosts = 0x04
-	ruleNoted = 0x08
-	ruleLast  = 0x10
-	ruleTurn  = 0x20
-	ruleNone  = 0xffff
+	setHosts   = 1
+	ruleHosts  = 0x04
+	ruleNoted  = 0x08
+	ruleLast   = 0x10
+	ruleTurn   = 0x20
+	ruleStaged = 0x40
+	ruleNone   = 0xffff
 	// matchSet and matchProto are the lengths of keys in the trie without a port.
 	matchSet   = 40
 	matchProto = 48
@@ -53,6 +54,9 @@ func listsOf(set uint32, row *plan.PolicySet, number func(*plan.PolicyRule) (rul
 		}
 		if r.Staged || r.Verdict == model.VerdictLog {
 			x.Flags |= ruleNoted
+		}
+		if r.Staged && r.Verdict != model.VerdictLog {
+			x.Flags |= ruleStaged
 		}
 		x.Number, x.Peers = number(r)
 		rules[i] = x
