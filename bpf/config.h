@@ -49,11 +49,13 @@
 /*
  * Bits of skb->mark between our programs and the stack. Clear of kube-proxy (0x4000, 0x8000), the portmap plugin
  * (0x2000), Cilium (0x0f00), Calico (0xffff0000), Tailscale (0xff0000), the AWS plugin (0x80), and different from the
- * whole marks of Istio (0x539) and wg-quick (0xca6c) in these two bits.
+ * whole marks of Istio (0x539) and wg-quick (0xca6c), which have no 0x1000. datapath/nft has the same numbers.
  */
-#define WEFT_MARK_MASK      0x1010
-#define WEFT_MARK_UNDECIDED 0x1000 /* decided when it has been translated */
-#define WEFT_MARK_REJECT    0x1010 /* the stack tells the sender */
+#define WEFT_MARK_MASK        0x1030
+#define WEFT_MARK_UNDECIDED   0x1000 /* decided when it has been translated */
+#define WEFT_MARK_REJECT      0x1010 /* the stack tells the sender */
+#define WEFT_MARK_NODE        0x1020 /* not for the node itself; what it is translated to is asked about again */
+#define WEFT_MARK_NODE_REJECT 0x1030 /* likewise, and the stack tells the sender */
 
 /* TTL or hop limit of the outer header. */
 #define WEFT_OUTER_TTL 64

@@ -25,8 +25,11 @@ int from_overlay(struct __sk_buff *skb)
 	if (skb->vlan_present || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return verdict(WEFT_DROP_NOT_IP, TCX_DROP);
 	local = get_local(&p.dst);
-	if (!local)
+	if (!local) {
+		if (unlikely(node_guarded(s)) && !police_node_in(skb, s, head(&p)))
+			return TCX_NEXT;
 		return verdict(WEFT_STACK, TCX_NEXT);
+	}
 	if (p.ttl <= 1)
 		return verdict(WEFT_STACK_TTL, TCX_NEXT);
 	if (s->tracked && track_hit(skb, &p))
@@ -60,7 +63,7 @@ int to_overlay(struct __sk_buff *skb)
 		return verdict(WEFT_DROP_NO_REMOTE, TCX_DROP);
 	if (from_stack(skb, s)) {
 		from = get_local(&p.src);
-		if (s->policed && !police_forwarded(skb, head(&p), from, &code))
+		if (s->policed && !police_forwarded(skb, s, head(&p), from, &code))
 			return code;
 		if (s->tracked && from)
 			track_note(skb, &p);

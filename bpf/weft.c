@@ -3,5 +3,6 @@
 #include "hook_pod.c"
 #include "hook_net.c"
 #include "hook_overlay.c"
+#include "hook_node.c"
 
 char weft_license[] SEC("license") = "Dual BSD/GPL";

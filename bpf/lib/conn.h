@@ -24,6 +24,7 @@ struct weft_conn {
 #define CONN_CLOSING   0x02 /* FIN or RST was seen */
 #define CONN_HOST      0x04 /* the node itself opened it */
 #define CONN_UNDECIDED 0x08 /* to a service address: every packet is decided where it has been translated */
+#define NOTE_REVERSE   0x80 /* of conn_note(): the destination opened it */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -65,6 +66,7 @@ enum weft_place {
 	AT_FROM_NET, /* the receiver's ingress */
 	AT_TO_POD,   /* both, of what the stack delivers */
 	AT_TO_NET,   /* the sender's egress, of what the stack sends */
+	AT_NODE,     /* the node's own ingress */
 };
 
 /* One end of a packet, for whom it is decided here. Zero: for him it is not. */
@@ -90,13 +92,13 @@ enum weft_direction {
 
 /* What police() is asked, and what it found out. */
 struct weft_ask {
-	struct weft_pair pair;
 	struct weft_end end[2]; /* source and destination */
 	struct weft_l4 l4;
 	struct weft_ruling ruling;
-	__u8 place;  /* enum weft_place */
-	__u8 host;   /* 1: the node itself sent it */
-	__u8 second; /* the source's place in the pair */
+	struct weft_ruling other; /* the answer to the other direction */
+	__u8 place;               /* enum weft_place */
+	__u8 host;                /* 1: the node itself sent it */
+	__u8 second;              /* the source's place in the pair */
 	__u8 pad;
 };
 
@@ -237,7 +239,6 @@ __global int ask_end(const struct weft_header *p, const struct weft_ask *a, __u3
 			return WEFT_ALLOW;
 		q.wanted = RULE_HOSTS;
 	}
-	q.set = set;
 	q.identity = source ? identity_of(&p->dst, a->end[1].guard.identity)
 			    : identity_of(&p->src, a->end[0].guard.identity);
 	q.proto = a->l4.proto;
@@ -252,7 +253,7 @@ __global int ask_end(const struct weft_header *p, const struct weft_ask *a, __u3
 		q.sport = bpf_ntohs(a->l4.dport);
 		q.dport = a->l4.sport;
 	}
-	ask_set(&q);
+	ask_set(set, &q);
 	if (direction == WEFT_EGRESS)
 		r->rule[WEFT_EGRESS] = q.rule;
 	else
@@ -273,15 +274,17 @@ static __always_inline int ask(const struct weft_header *p, const struct weft_as
 /*
  * conn_note makes the entry of a flow, or makes an old one new. reverse: the destination opened it.
  */
-static __noinline int conn_note(const struct weft_ask *a, const struct weft_ruling *r, struct weft_conn *old,
-				__u32 reverse, __u32 flags)
+static __noinline int conn_note(const struct weft_header *p, const struct weft_ask *a, const struct weft_ruling *r,
+				struct weft_conn *old, __u32 flags)
 {
-	__u32 source = r->generation[reverse ? WEFT_INGRESS : WEFT_EGRESS];
-	__u32 destination = r->generation[reverse ? WEFT_EGRESS : WEFT_INGRESS];
-	struct weft_conn conn = {.last = ticks(), .flags = flags};
+	__u32 reverse = flags & NOTE_REVERSE;
+	__u32 source = reverse ? r->generation[WEFT_INGRESS] : r->generation[WEFT_EGRESS];
+	__u32 destination = reverse ? r->generation[WEFT_EGRESS] : r->generation[WEFT_INGRESS];
+	struct weft_conn conn = {.last = ticks(), .flags = flags & ~NOTE_REVERSE};
+	struct weft_pair pair = {};
 	void *table = grown(&conns);
 
-	if (a->second) {
+	if (pair_make(&pair, &p->src, &p->dst, &a->l4)) {
 		conn.generation[0] = destination;
 		conn.generation[1] = source;
 		conn.ifindex[0] = a->end[1].ifindex;
@@ -299,7 +302,7 @@ static __noinline int conn_note(const struct weft_ask *a, const struct weft_ruli
 	if (old)
 		*old = conn;
 	else if (table)
-		bpf_map_update_elem(table, &a->pair, &conn, BPF_ANY);
+		bpf_map_update_elem(table, &pair, &conn, BPF_ANY);
 	return 0;
 }
 
@@ -307,8 +310,9 @@ static __noinline int conn_note(const struct weft_ask *a, const struct weft_ruli
 static __always_inline bool is_service(const struct weft_addr *addr)
 {
 	void *table = grown(&vips);
+	struct weft_addr key = *addr;
 
-	return table && bpf_map_lookup_elem(table, addr);
+	return table && bpf_map_lookup_elem(table, &key);
 }
 
 /*
@@ -318,7 +322,6 @@ static __always_inline bool is_service(const struct weft_addr *addr)
 __global int decide(const struct weft_header *p, struct weft_ask *a, struct weft_conn *old, __u32 known)
 {
 	const struct weft_settings *s = get_settings();
-	struct weft_ruling second = {};
 	bool tcp;
 	__u32 how;
 	int answer;
@@ -328,7 +331,7 @@ __global int decide(const struct weft_header *p, struct weft_ask *a, struct weft
 	tcp = a->l4.proto == IPPROTO_TCP;
 	how = a->host ? ASK_HOST : 0;
 	if (a->place == AT_FROM_POD && s->tracked && !known && !a->end[1].ifindex && is_service(&p->dst)) {
-		conn_note(a, &second, old, 0, CONN_UNDECIDED);
+		conn_note(p, a, &a->other, old, CONN_UNDECIDED);
 		return WEFT_LATER;
 	}
 	if (known && old) {
@@ -344,8 +347,8 @@ __global int decide(const struct weft_header *p, struct weft_ask *a, struct weft
 	 */
 	if (answer != WEFT_ALLOW && (known ? !tcp && how & ASK_REVERSE : tcp && !(a->l4.flags & L4_OPENS))) {
 		how = (~how & ASK_REVERSE) | ASK_QUIET;
-		if (ask(p, a, how, &second) == WEFT_ALLOW) {
-			a->ruling = second;
+		if (ask(p, a, how, &a->other) == WEFT_ALLOW) {
+			a->ruling = a->other;
 			answer = WEFT_ALLOW;
 		}
 	}
@@ -354,7 +357,8 @@ __global int decide(const struct weft_header *p, struct weft_ask *a, struct weft
 	count_rule(a->ruling.rule[WEFT_EGRESS]);
 	count_rule(a->ruling.rule[WEFT_INGRESS]);
 	if (!(a->l4.flags & L4_SILENT) || known)
-		conn_note(a, &a->ruling, old, how & ASK_REVERSE, how & ASK_HOST ? CONN_HOST : 0);
+		conn_note(p, a, &a->ruling, old,
+			  (how & ASK_REVERSE ? NOTE_REVERSE : 0) | (how & ASK_HOST ? CONN_HOST : 0));
 	return WEFT_ALLOW;
 }
 
@@ -387,36 +391,23 @@ static __noinline int quotes_flow(struct __sk_buff *skb, const struct weft_setti
 	return conn && !conn_expired(s, conn, pair.proto, ticks());
 }
 
-/*
- * police says whether policy lets a packet pass, for the ends that the caller gave in a: WEFT_ALLOW, WEFT_LATER (a
- * service's), else what refuse() makes of it. It neither counts nor changes the packet.
- */
-__global int police(struct __sk_buff *skb, const struct weft_header *p, struct weft_ask *a)
+/* police_flow is police() for a packet whose ports are known. */
+__global int police_flow(const struct weft_header *p, struct weft_ask *a)
 {
 	const struct weft_settings *s = get_settings();
 	struct weft_conn *conn = NULL;
-	__u32 now = ticks(), why;
+	struct weft_pair pair;
+	__u32 now = ticks();
 	bool known = false;
 	void *table;
 
 	if (!s || !p || !a)
 		return WEFT_DENY;
-	why = l4_read(skb, p, &a->l4);
-	if (unlikely(why)) {
-		a->ruling.why = why;
-		return WEFT_DENY;
-	}
-	if (unlikely(a->l4.flags & (L4_EXEMPT | L4_ERROR))) {
-		if (a->l4.flags & L4_EXEMPT || quotes_flow(skb, s, p))
-			return WEFT_ALLOW;
-	}
-	if (unlikely(a->host && a->l4.flags & L4_SILENT)) /* of the node's own stack, about what it did not deliver */
-		return WEFT_ALLOW;
-	a->second = pair_make(&a->pair, &p->src, &p->dst, &a->l4);
+	a->second = pair_make(&pair, &p->src, &p->dst, &a->l4);
 	table = grown(&conns);
 	if (table)
-		conn = bpf_map_lookup_elem(table, &a->pair);
-	if (conn && !conn_expired(s, conn, a->pair.proto, now) && conn_is_of(conn, a)) {
+		conn = bpf_map_lookup_elem(table, &pair);
+	if (conn && !conn_expired(s, conn, pair.proto, now) && conn_is_of(conn, a)) {
 		bool opened = (conn->flags & CONN_SECOND) == a->second; /* by the source */
 
 		if (unlikely(a->l4.flags & L4_OPENS) && !opened)
@@ -437,4 +428,29 @@ __global int police(struct __sk_buff *skb, const struct weft_header *p, struct w
 		}
 	}
 	return decide(p, a, conn, known);
+}
+
+/*
+ * police says whether policy lets a packet pass, for the ends that the caller gave in a: WEFT_ALLOW, WEFT_LATER (a
+ * service's), else what refuse() makes of it. It neither counts nor changes the packet.
+ */
+__global int police(struct __sk_buff *skb, const struct weft_header *p, struct weft_ask *a)
+{
+	const struct weft_settings *s = get_settings();
+	__u32 why;
+
+	if (!s || !p || !a)
+		return WEFT_DENY;
+	why = l4_read(skb, p, &a->l4);
+	if (unlikely(why)) {
+		a->ruling.why = why;
+		return WEFT_DENY;
+	}
+	if (unlikely(a->l4.flags & (L4_EXEMPT | L4_ERROR))) {
+		if (a->l4.flags & L4_EXEMPT || quotes_flow(skb, s, p))
+			return WEFT_ALLOW;
+	}
+	if (unlikely(a->host && a->l4.flags & L4_SILENT)) /* of the node's own stack, about what it did not deliver */
+		return WEFT_ALLOW;
+	return police_flow(p, a);
 }

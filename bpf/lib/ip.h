@@ -409,3 +409,22 @@ static __always_inline bool ip_tunnel_source(struct __sk_buff *skb, struct weft_
 	*vni = key.tunnel_id;
 	return true;
 }
+
+/* ip_lookup_ends fills in the addresses of a packet that a socket is looked up for. */
+static __always_inline void ip_lookup_ends(const struct bpf_sk_lookup *ctx, struct weft_addr *remote,
+					   struct weft_addr *local)
+{
+	if (ctx->family == AF_INET) {
+		addr_map(remote, lookup_word(ctx, remote_ip4));
+		addr_map(local, lookup_word(ctx, local_ip4));
+		return;
+	}
+	remote->w[0] = lookup_word(ctx, remote_ip6[0]);
+	remote->w[1] = lookup_word(ctx, remote_ip6[1]);
+	remote->w[2] = lookup_word(ctx, remote_ip6[2]);
+	remote->w[3] = lookup_word(ctx, remote_ip6[3]);
+	local->w[0] = lookup_word(ctx, local_ip6[0]);
+	local->w[1] = lookup_word(ctx, local_ip6[1]);
+	local->w[2] = lookup_word(ctx, local_ip6[2]);
+	local->w[3] = lookup_word(ctx, local_ip6[3]);
+}

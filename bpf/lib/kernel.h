@@ -113,6 +113,33 @@ static __always_inline void *packet_end(const struct __sk_buff *skb)
 	return p;
 }
 
+/* struct bpf_sk_lookup, and verdicts of a program that sees it. */
+struct bpf_sk_lookup {
+	__u64 cookie;
+	__u32 family;
+	__u32 protocol;
+	__be32 remote_ip4;
+	__be32 remote_ip6[4];
+	__be16 remote_port;
+	__u16 reserved;
+	__be32 local_ip4;
+	__be32 local_ip6[4];
+	__u32 local_port; /* in host byte order */
+	__u32 ingress_ifindex;
+};
+_Static_assert(__builtin_offsetof(struct bpf_sk_lookup, ingress_ifindex) == 64, "struct bpf_sk_lookup");
+/* Read by hand: a compiler that adds to the context before it reads makes something of it that the verifier refuses. */
+#define lookup_word(ctx, field)                                                                                        \
+	({                                                                                                             \
+		__u32 word;                                                                                            \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                                                                  \
+			     : "=r"(word)                                                                              \
+			     : "r"(ctx), "i"(__builtin_offsetof(struct bpf_sk_lookup, field)));                        \
+		word;                                                                                                  \
+	})
+#define SK_DROP 0
+#define SK_PASS 1
+
 /* skb->pkt_type: the frame is for this host. */
 #define PACKET_HOST 0
 

@@ -189,7 +189,6 @@ struct {
 
 /* A question, and as far as it is found the answer. */
 struct weft_question {
-	__u32 set;
 	__u32 identity; /* of the other side */
 	__u32 list;
 	__u32 chunk; /* of the list, that is next */
@@ -283,9 +282,9 @@ static long ask_chunk(__u32 n __attribute__((unused)), struct weft_question *q)
 #define ASK_STEPS 65536
 
 /* ask_set fills in the answer. What cannot be found out is denied, by no rule. */
-static __always_inline void ask_set(struct weft_question *q)
+static __always_inline void ask_set(__u32 set, struct weft_question *q)
 {
-	struct weft_match key = {.len = 64, .set = q->set, .proto = q->proto, .port = q->dport};
+	struct weft_match key = {.len = 64, .set = set, .proto = q->proto, .port = q->dport};
 	const struct weft_matched *m = bpf_map_lookup_elem(&matches, &key);
 
 	q->answer = WEFT_DENY;

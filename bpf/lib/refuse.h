@@ -38,7 +38,7 @@ struct {
 } pace SEC(".maps");
 
 /* A function of its own, so that the type is in the object's BTF. */
-static __noinline int fill_denial(struct weft_denial *d, const struct __sk_buff *skb, const struct weft_header *p,
+static __noinline int fill_denial(struct weft_denial *d, __u32 ifindex, const struct weft_header *p,
 				  const struct weft_ask *a, __u8 reason)
 {
 	d->time = bpf_ktime_get_ns();
@@ -51,11 +51,11 @@ static __noinline int fill_denial(struct weft_denial *d, const struct __sk_buff 
 	d->reason = reason;
 	d->pad = 0;
 	d->rule = a->ruling.direction == WEFT_EGRESS ? a->ruling.rule[WEFT_EGRESS] : a->ruling.rule[WEFT_INGRESS];
-	d->ifindex = skb->ifindex;
+	d->ifindex = ifindex;
 	return 0;
 }
 
-static __always_inline void record(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_header *p,
+static __always_inline void record(__u32 ifindex, const struct weft_settings *s, const struct weft_header *p,
 				   const struct weft_ask *a, __u8 reason)
 {
 	__u32 zero = 0, now = ticks();
@@ -78,7 +78,7 @@ static __always_inline void record(struct __sk_buff *skb, const struct weft_sett
 		pc->lost++;
 		return;
 	}
-	fill_denial(d, skb, p, a, reason);
+	fill_denial(d, ifindex, p, a, reason);
 	bpf_ringbuf_submit(d, 0);
 }
 
@@ -98,13 +98,19 @@ __global int refuse(struct __sk_buff *skb, const struct weft_header *p, const st
 	why = a->ruling.why;
 	loud = answer == WEFT_DENY_LOUD && a->place != AT_TO_POD && a->place != AT_TO_NET;
 
-	if (loud)
+	if (a->place == AT_NODE)
+		why = WEFT_DENY_NODE;
+	else if (loud)
 		why = WEFT_REJECT;
 	if (a->ruling.direction == WEFT_EGRESS)
 		count_rule(a->ruling.rule[WEFT_EGRESS]);
 	else
 		count_rule(a->ruling.rule[WEFT_INGRESS]);
-	record(skb, s, p, a, why);
+	record(skb->ifindex, s, p, a, why);
+	if (a->place == AT_NODE) {
+		skb->mark = (skb->mark & ~WEFT_MARK_MASK) | (loud ? WEFT_MARK_NODE_REJECT : WEFT_MARK_NODE);
+		return verdict(why, TCX_NEXT);
+	}
 	if (loud) {
 		skb->mark = (skb->mark & ~WEFT_MARK_MASK) | WEFT_MARK_REJECT;
 		return verdict(why, TCX_NEXT);
@@ -138,12 +144,73 @@ static __always_inline int police_received(struct __sk_buff *skb, const struct w
 	return police(skb, p, a);
 }
 
+/* The node's own end of a flow. No pod has the index of the loopback device. */
+#define NODE_IFINDEX 1
+
+static __always_inline bool is_own(const struct weft_settings *s, const struct weft_addr *addr)
+{
+	return addr_equal(addr, &s->own[addr_index(addr)]);
+}
+
+/* node_guarded says whether policy has a say in the node's own traffic. */
+static __always_inline bool node_guarded(const struct weft_settings *s)
+{
+	return s->host.ingress | s->host.egress;
+}
+
+/* is_infrastructure recognises what nodes have among themselves: tunnels, and measurements of paths. */
+static __always_inline bool is_infrastructure(struct __sk_buff *skb, const struct weft_settings *s,
+					      const struct weft_header *p)
+{
+	__be16 port[2];
+
+	if (p->proto != IPPROTO_UDP || p->fragment || bpf_skb_load_bytes(skb, p->l4, port, sizeof(port)))
+		return false;
+	return (s->overlay && port[1] == s->port) || (s->probe && (port[0] == s->probe || port[1] == s->probe));
+}
+
 /*
- * police_forwarded asks about what the stack sends to other nodes, if it is a pod's: it may have been translated since
- * from_pod. True: it goes on.
+ * police_node_in asks about what arrives for an address of the node's own. Whether it is for the node itself only the
+ * stack can tell, after it has translated it: what is denied is marked and counted, and the stack's table stops it on
+ * its way in.
  */
-static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct weft_header *p,
-					     const struct weft_local *from, int *code)
+static __always_inline bool police_node_in(struct __sk_buff *skb, const struct weft_settings *s,
+					   const struct weft_header *p)
+{
+	struct weft_ask a = {.place = AT_NODE};
+	int answer;
+
+	if (!is_own(s, &p->dst) || is_infrastructure(skb, s, p))
+		return true;
+	a.end[1].ifindex = NODE_IFINDEX;
+	a.end[1].guard = s->host;
+	answer = police(skb, p, &a);
+	if (likely(answer == WEFT_ALLOW))
+		return true;
+	refuse(skb, p, &a, answer);
+	return false;
+}
+
+/* set_node makes the node itself the sender. What it forwards under its own address (masqueraded) was decided about as
+ * a pod's. */
+static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_header *p,
+				     struct weft_end *end)
+{
+	if (!is_own(s, &p->src) || is_infrastructure(skb, s, p))
+		return false;
+	end->ifindex = NODE_IFINDEX;
+	end->guard = s->host;
+	if (skb->ingress_ifindex)
+		end->guard.egress = 0; /* and is only noted, so that its replies are known */
+	return true;
+}
+
+/*
+ * police_forwarded asks about what the stack sends to other nodes, if it is a pod's, which may have been translated
+ * since from_pod, or the node's own. True: it goes on.
+ */
+static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct weft_settings *s,
+					     const struct weft_header *p, const struct weft_local *from, int *code)
 {
 	struct weft_ask a = {.place = AT_TO_NET};
 	int answer;
@@ -152,14 +219,19 @@ static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct
 	if (unlikely(is_marked(skb, WEFT_MARK_REJECT)))
 		return false;
 	if (!from) {
-		if (likely(!is_marked(skb, WEFT_MARK_UNDECIDED)))
+		if (unlikely(is_marked(skb, WEFT_MARK_UNDECIDED))) {
+			*code = refuse_marked(skb, p, AT_TO_NET);
+			return false;
+		}
+		if (likely(!node_guarded(s)) || !set_node(skb, s, p, &a.end[0]))
 			return true;
-		*code = refuse_marked(skb, p, AT_TO_NET);
-		return false;
+	} else {
+		if (unlikely(is_marked(skb, WEFT_MARK_UNDECIDED))) /* decided now, before it is tunnelled */
+			skb->mark &= ~WEFT_MARK_MASK;
+		if (likely(!guarded(from)))
+			return true;
+		set_end(&a.end[0], from);
 	}
-	if (likely(!guarded(from)))
-		return true;
-	set_end(&a.end[0], from);
 	answer = police(skb, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;

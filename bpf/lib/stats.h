@@ -28,6 +28,8 @@ enum weft_reason {
 	WEFT_DROP_FRAGMENT,   /* a part of a datagram whose first part, which has the ports, was not seen */
 	WEFT_DROP_UNDECIDED, /* translated and masqueraded before policy was asked: nobody knows any more whose it is */
 	WEFT_REJECT,         /* a rule rejects it: left to the stack, which tells the sender */
+	WEFT_DENY_NODE, /* a rule denies it to the node itself: left to the stack, which lets it go to nobody but a pod
+			 */
 	WEFT_REASONS,
 };
 

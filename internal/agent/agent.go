@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -103,6 +104,7 @@ func (a *Agent) openDrivers() (err error) {
 	if a.ebpf, err = ebpf.New(a.cfg.Paths.BPF, a.log.With("driver", "ebpf")); err != nil {
 		return fmt.Errorf("open the eBPF driver: %w", err)
 	}
+	a.linux.ShutNewLinks(a.ebpf.Shut)
 	return nil
 }
 
@@ -214,6 +216,7 @@ func (a *Agent) becomeReady(ctx context.Context) error {
 		return ctx.Err()
 	case <-a.loop.Swept():
 	}
+	debug.FreeOSMemory() // what starting took, above all to read the types of the programs, is not needed again
 	a.cni.Swept()
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"weft/internal/api"
 	"weft/internal/model"
 	"weft/internal/run"
+	"weft/internal/selector"
 	"weft/internal/source/cache"
 	"weft/internal/store"
 	"weft/internal/testkit"
@@ -86,6 +87,10 @@ func TestColdStartWithTheAPIServerAway(t *testing.T) {
 		&model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
 		&model.Node{Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}},
 		&model.Pod{PodRef: model.PodRef{Namespace: "default", Name: "web"}, Node: "n1", WantAddrs: []netip.Addr{netip.MustParseAddr("10.244.1.77")}},
+		&model.Policy{
+			Ref: model.Ref{Group: "networking.k8s.io", Kind: "NetworkPolicy", Namespace: "default", Name: "closed"}, Set: true,
+			Tier: model.TierRef{Name: "normal", Order: model.TierNormal}, Subject: selector.Equal(selector.NamespaceName, "default"), Ingress: &model.Section{Isolates: true},
+		},
 	)
 	state := filepath.Join(dir, "state")
 	if err := cache.Save(state, before.Snapshot()); err != nil {
@@ -128,6 +133,9 @@ func TestColdStartWithTheAPIServerAway(t *testing.T) {
 		t.Errorf("the annotation that was known was not honoured: %+v", reply)
 	}
 	ns.Run(t, "ping", "-c1", "-W2", "10.244.1.77")
+	if sets := show(ctx, t, socket, "policysets"); !strings.Contains(sets, "Done") || !strings.Contains(sets, "closed") {
+		t.Errorf("the policy that was known is not in force: %s", sets)
+	}
 	if routes := ns.IP(t, "route"); !strings.Contains(routes, "10.244.2.0/24") {
 		t.Errorf("no route to the other node:\n%s", routes)
 	}
@@ -138,11 +146,17 @@ func TestColdStartWithTheAPIServerAway(t *testing.T) {
 		t.Errorf("packets were lost while the API server came back:\n%s", ping)
 	}
 	for len(s.Problems) > 0 {
+		before := s
 		s = api.Status{}
 		if err := api.Call(ctx, socket, api.MethodStatus, struct{}{}, &s); err != nil {
-			t.Fatalf("%v, problems %q", err, s.Problems)
+			t.Fatalf("%v, before that %+v", err, before)
 		}
 		time.Sleep(20 * time.Millisecond)
+	}
+	for sets := "closed"; strings.Contains(sets, "closed"); time.Sleep(20 * time.Millisecond) {
+		if sets = show(ctx, t, socket, "policysets"); ctx.Err() != nil {
+			t.Fatalf("a policy that is gone is in force: %s", sets)
+		}
 	}
 	for routes := ""; strings.Contains(routes, "10.244.2.0/24") || !strings.Contains(routes, "10.244.3.0/24"); time.Sleep(20 * time.Millisecond) {
 		if routes = ns.IP(t, "route"); ctx.Err() != nil {
@@ -155,6 +169,16 @@ func TestColdStartWithTheAPIServerAway(t *testing.T) {
 	if links := ns.IP(t, "link"); strings.Contains(links, reply.HostIf) {
 		t.Errorf("DEL left %s:\n%s", reply.HostIf, links)
 	}
+}
+
+// show returns a table as text.
+func show(ctx context.Context, t *testing.T, socket, table string) string {
+	t.Helper()
+	var out api.Table
+	if err := api.Call(ctx, socket, api.MethodShow, api.ShowRequest{Table: table}, &out); err != nil {
+		t.Errorf("show %s: %v", table, err)
+	}
+	return fmt.Sprint(out.Rows)
 }
 
 // serveNodes is an API server at 10.9.0.1:6443 that has these nodes and nothing else, and in which nothing changes.

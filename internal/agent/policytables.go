@@ -76,7 +76,9 @@ func (a *Agent) policyUnused(context.Context, struct{}) (api.Table, error) {
 		shadowed := policy.Shadowed(s, func(id plan.ID) []plan.ID { return members[id] })
 		for i, r := range s.Rules {
 			why := ""
-			if by, ok := shadowed[i]; ok {
+			if by, ok := shadowed[i]; r.Peers != 0 && len(members[r.Peers]) == 0 {
+				why = "nobody is among its peers now"
+			} else if ok {
 				why = "shadowed by " + s.Rules[by].Origin
 			} else if hits[r.ID].Packets == 0 {
 				why = "never hit on this node"

@@ -136,7 +136,7 @@ func whyCommand() *cobra.Command {
 		Use:   "why [NAMESPACE/POD]",
 		Short: "Say which packets were denied lately on this node, and by which rule",
 		Long: "Say which packets were denied lately on this node, and by which rule. Packets that are alike are one line. Under a storm of\n" +
-			"denied packets only some are recorded here; the counters of `weft show rules` are exact in any case.",
+			"denied packets only some are recorded here; the counters of `weft show policyrules` are exact in any case.",
 		Example: "  weft why\n  weft why default/web --last 1m\n  weft why --watch",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -171,7 +171,11 @@ func whyCommand() *cobra.Command {
 			}
 			return output(cmd, all, func(w io.Writer) error {
 				if len(all) == 0 {
-					_, err := fmt.Fprintln(w, "Nothing was denied on this node.")
+					whose := ""
+					if req.Pod != "" {
+						whose = " to or from " + req.Pod
+					}
+					_, err := fmt.Fprintf(w, "Nothing%s was denied on this node in the last %s.\n", whose, req.Last)
 					return err
 				}
 				rows := make([][]string, 0, len(all))

@@ -117,10 +117,19 @@ func (l *Lab) targets(namespace, dst string, from *Party, only netset.Family) ([
 type Expectation struct {
 	Namespace string
 	Reachable bool
+	How       string // an unreachable one must be "refused" (it is told at once) or "dropped" (nothing comes back); "": either
 	Source    string
 	Dest      string // NAME[:PORT][/PROTOCOL]
 	Family    netset.Family
 	Within    time.Duration
+}
+
+// holds reports whether an outcome is the expected one.
+func (e Expectation) holds(err error) bool {
+	if err == nil || e.Reachable || e.How == "" {
+		return (err == nil) == e.Reachable
+	}
+	return errors.Is(err, probe.ErrNoAnswer) == (e.How == "dropped")
 }
 
 // Check tries until the expectation holds in every family, or its time is over.
@@ -138,7 +147,7 @@ func (l *Lab) Check(ctx context.Context, e Expectation) ([]Result, error) {
 		}
 		var wrong []string
 		for _, r := range results {
-			if (r.Err == nil) != e.Reachable {
+			if !e.holds(r.Err) {
 				wrong = append(wrong, r.Target.String()+": "+r.Verdict())
 			}
 		}

@@ -20,7 +20,7 @@ const (
 // A name that ends in "/*" stands for each package directly below it.
 func layers() map[string]layer {
 	return map[string]layer{
-		"netset": 0, "selector": 0, "delta": 0, "run": 0,
+		"netset": 0, "selector": 0, "delta": 0, "run": 0, "crd": 0,
 
 		"model": 1, "plan": 1, "api": 1,
 
@@ -61,9 +61,10 @@ func siblings() map[string][]string {
 			"convert/antrea", "convert/aws", "convert/calico", "convert/cilium", "convert/gke", "convert/netpol", "convert/object",
 			"convert/sig", "convert/wire",
 		},
-		"lab/kubelet": {"lab/objects", "lab/probe"},
-		"lab/script":  {"lab", "lab/objects"},
-		"cli":         {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
+		"convert/status": {"convert/language"},
+		"lab/kubelet":    {"lab/objects", "lab/probe"},
+		"lab/script":     {"lab", "lab/objects"},
+		"cli":            {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},
 	}
 }
 

@@ -233,6 +233,7 @@ type Settings struct {
 	// stays so, whatever policies say later.
 	Policed bool
 	Keep    bool
+	Probe   uint16 // UDP port on which nodes measure paths, which the node's own policy does not speak of; 0: none
 }
 
 // Key implements Row: there is one.
@@ -241,7 +242,7 @@ func (s *Settings) Key() Key { return Key{KindSettings, "node"} }
 func (s *Settings) String() string {
 	return text("gateway", s.GatewayMAC.String(), fmt.Sprintf("vni %d port %d", s.VNI, s.Port), opt("overlay", s.Overlay),
 		opt("underlay", s.Underlay), list("addr", s.Addrs), flag("tracked", s.Tracked),
-		flag("policed", s.Policed), flag("keep", s.Keep))
+		flag("policed", s.Policed), flag("keep", s.Keep), opt("probe", s.Probe))
 }
 
 // Role says which programs belong on a device of the host.

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,7 +55,7 @@ func run(m *testing.M) (code int, err error) {
 	if os.Getuid() != 0 {
 		return 0, errors.New("the cluster's hosts are namespaces: run this as root")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 35*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Hour) // go test has its own
 	defer cancel()
 	dir, unlock, err := directory()
 	if err != nil {
@@ -82,6 +83,9 @@ func run(m *testing.M) (code int, err error) {
 	if keep {
 		return code, err
 	}
+	if policed.Cluster != nil {
+		err = errors.Join(err, policed.Down(ctx), leftovers(policed.Dir))
+	}
 	return code, errors.Join(err, shared.Down(ctx), leftovers(dir))
 }
 
@@ -97,6 +101,58 @@ func start(ctx context.Context, config cluster.Config, chart ...string) (*cluste
 		return c, c.UpWithPTP(ctx)
 	}
 	return c, c.UpWithWeft(ctx, versionN, chart...)
+}
+
+// policed is the cluster of the tests of policy. policyCluster makes it for the first of them.
+var policed struct {
+	sync.Mutex
+	*cluster.Cluster
+}
+
+// policyCluster is a cluster with kube-proxy, since the suites reach pods through services, and with the definitions of the
+// languages of policy.
+func policyCluster(t *testing.T) *cluster.Cluster {
+	t.Helper()
+	needsWeft(t)
+	policed.Lock()
+	defer policed.Unlock()
+	if policed.Cluster != nil {
+		return policed.Cluster
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	dir := shared.Dir + "-policy"
+	old, err := cluster.Open(dir, progress)
+	switch {
+	case err == nil && os.Getenv("WEFT_E2E") == "keep":
+		policed.Cluster = old
+		return old
+	case err == nil:
+		err = old.Down(ctx)
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	policed.Cluster, err = start(ctx, cluster.Config{Dir: dir, Nodes: 2, Families: netset.Families(), KubeProxy: "nftables", Images: shared.Dir},
+		"config.policy.languages={sig-network,calico,cilium,antrea}")
+	if err != nil {
+		_ = diagnose(policed.Cluster)
+		t.Fatal(err)
+	}
+	for _, crd := range []string{
+		"clusternetworkpolicies.policy.networking.k8s.io", "globalnetworkpolicies.projectcalico.org", "tiers.projectcalico.org",
+		"ciliumnetworkpolicies.cilium.io", "clusternetworkpolicies.crd.antrea.io",
+	} {
+		for _, condition := range []string{"create", "condition=Established"} {
+			if _, err := policed.Kubectl(ctx, "wait", "--for="+condition, "--timeout=60s", "crd/"+crd); err != nil {
+				_ = diagnose(policed.Cluster)
+				t.Fatalf("weft does not install definitions: %v", err)
+			}
+		}
+	}
+	return policed.Cluster
 }
 
 // ptp says that the reference plugins stand in for weft.

@@ -3,8 +3,8 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/xml"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,67 +19,83 @@ import (
 func TestUpstream(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, shared, 15*time.Minute)
-	focus, err := focusExpression("upstream.txt")
-	if err != nil {
-		t.Fatal(err)
+	focus := f.focus("upstream.txt")
+	f.report(f.ginkgo("upstream", 4, focus, `sctp|SCTP`))
+}
+
+// ginkgo runs cases of Kubernetes' own suite in the control plane's network, as many at once as procs says, and returns what
+// became of all of the suite's cases.
+func (f *fixture) ginkgo(name string, procs int, focus, skip string) []testcase {
+	f.Helper()
+	out := filepath.Join(f.Dir, name)
+	if err := os.RemoveAll(out); err != nil { // of a run before this one
+		f.Fatal(err)
 	}
-	out := filepath.Join(f.Dir, "upstream")
 	if err := os.MkdirAll(out, 0o755); err != nil {
-		t.Fatal(err)
+		f.Fatal(err)
 	}
-	cmd := exec.CommandContext(f.ctx, filepath.Join(f.Bin, "ginkgo"), "--procs=4", "--no-color", "--timeout=12m",
-		"--focus="+focus, `--skip=sctp|SCTP`, filepath.Join(f.Bin, "e2e.test"), "--",
+	cmd := exec.CommandContext(f.ctx, filepath.Join(f.Bin, "ginkgo"), fmt.Sprintf("--procs=%d", procs), "--no-color", "--timeout=30m",
+		"--focus="+focus, "--skip="+skip, filepath.Join(f.Bin, "e2e.test"), "--",
 		"--kubeconfig="+filepath.Join(f.Dir, "pki", "admin.kubeconfig"), "--kubectl-path="+filepath.Join(f.Bin, "kubectl"),
-		"--provider=skeleton", "--num-nodes=3", "--report-dir="+out, "--minStartupPods=0", "--allowed-not-ready-nodes=0",
+		"--provider=skeleton", fmt.Sprintf("--num-nodes=%d", f.Nodes), "--report-dir="+out, "--minStartupPods=0", "--allowed-not-ready-nodes=0",
 		"--node-schedulable-timeout=60s", "--dump-logs-on-failure=false")
 	cmd.Dir = out
 	log, err := os.Create(filepath.Join(out, "log"))
 	if err != nil {
-		t.Fatal(err)
+		f.Fatal(err)
 	}
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
 	h, err := f.Host(cluster.ControlPlane)
 	if err != nil {
-		t.Fatal(err)
+		f.Fatal(err)
 	}
 	runErr := h.Run(cmd)
 	cases, err := results(out)
 	if err != nil {
-		t.Fatal(err)
+		f.Fatal(err)
 	}
-	passed := 0
+	if runErr != nil || len(cases) == 0 {
+		b, _ := os.ReadFile(log.Name())
+		f.Errorf("%v\n%s", runErr, b[max(0, len(b)-20000):])
+	}
+	return cases
+}
+
+// report logs every case that ran with its time, fails the test for those that failed, and returns the others' number.
+func (f *fixture) report(cases []testcase) (passed int) {
+	f.Helper()
 	for _, c := range cases {
 		switch {
 		case c.Skipped != nil || !strings.HasPrefix(c.Name, "[It]"):
 		case c.Failure != nil || c.Error != nil:
-			t.Errorf("%s", c.Name)
+			f.Errorf("%5.1fs FAILED %s", c.Seconds, c.Name)
 		default:
 			passed++
-			t.Logf("%5.1fs %s", c.Seconds, c.Name)
+			f.Logf("%5.1fs %s", c.Seconds, c.Name)
 		}
 	}
-	if runErr != nil || passed == 0 {
-		b, _ := os.ReadFile(log.Name())
-		t.Errorf("%v, %d passed\n%s", runErr, passed, b[max(0, len(b)-20000):])
+	if passed == 0 {
+		f.Error("no case passed")
 	}
-	t.Logf("%d cases passed", passed)
+	f.Logf("%d cases passed", passed)
+	return passed
 }
 
-// focusExpression joins the lines of the file, without comments, to one expression.
-func focusExpression(file string) (string, error) {
-	f, err := os.Open(file)
+// focus joins the lines of the file, without comments, to one expression.
+func (f *fixture) focus(file string) string {
+	f.Helper()
+	b, err := os.ReadFile(file)
 	if err != nil {
-		return "", err
+		f.Fatal(err)
 	}
-	defer f.Close()
 	var lines []string
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if l := strings.TrimSpace(sc.Text()); l != "" && l[0] != '#' {
+	for l := range strings.Lines(string(b)) {
+		if l = strings.TrimSpace(l); l != "" && l[0] != '#' {
 			lines = append(lines, `(\[sig-network\] `+l+")")
 		}
 	}
-	return strings.Join(lines, "|"), nil
+	return strings.Join(lines, "|")
 }
 
 type testcase struct {

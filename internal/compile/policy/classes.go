@@ -326,7 +326,7 @@ func (e *Engine) classify(h *holder) {
 // base is what distinguishes the holder's addresses from others, but for what each address has of its own.
 func (h *holder) base(e *Engine, labels selector.Labels) string {
 	b := make([]byte, 0, 128)
-	own := map[string]string(nil)
+	var own map[string]string
 	if h.pod != nil {
 		b = append(append(append(append(b, "pod ns="...), h.pod.Namespace...), " sa="...), h.pod.Account...)
 		own = h.pod.Labels

@@ -339,8 +339,10 @@ func (d dice) object() model.Object {
 	case 5:
 		return &model.Tier{API: model.APICalico, Name: "own", Order: pick(d, 5.0, 2000, 2e6), Pass: d.IntN(2) == 0}
 	case 6:
-		return &model.Backends{Namespace: "a", Name: "slice", Service: "svc", Backends: []model.Backend{{Addr: d.addr()}, {Addr: d.addr()}},
-			Ports: []model.Port{{Protocol: pick(d, "tcp", "udp"), Port: uint16(d.IntN(40))}}}
+		return &model.Backends{
+			Namespace: "a", Name: "slice", Service: "svc", Backends: []model.Backend{{Addr: d.addr()}, {Addr: d.addr()}},
+			Ports: []model.Port{{Protocol: pick(d, "tcp", "udp"), Port: uint16(d.IntN(40))}},
+		}
 	case 7, 8:
 		return d.policy()
 	}

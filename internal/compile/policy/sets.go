@@ -125,7 +125,7 @@ func (e *Engine) subjectOf(p *policy, x *selector.Expr, groups []model.Ref) []*p
 }
 
 func (e *Engine) compileRule(p *policy, m *model.Rule, d plan.Direction) *rule {
-	r := &rule{Rule: m, id: idOf("rule", p.Key().Name, d.String(), m.Field), origin: strings.TrimSpace(p.Ref.String() + " " + m.Field)}
+	r := &rule{Rule: m, id: idOf("rule", p.Key().Name, d.String(), m.Field), origin: originOf(p.Ref, m)}
 	denies := m.Verdict == model.VerdictDeny || m.Verdict == model.VerdictReject
 	if m.Subject != nil || m.Groups != nil {
 		r.subject = e.subjectOf(p, m.Subject, m.Groups)
@@ -147,6 +147,18 @@ func (e *Engine) compileRule(p *policy, m *model.Rule, d plan.Direction) *rule {
 	r.relative = slices.ContainsFunc(r.peers, (*peer).relative)
 	p.varies = p.varies || r.relative
 	return r
+}
+
+// originOf is what a rule is called: its object, its place, and its name if it has one.
+func originOf(ref model.Ref, m *model.Rule) string {
+	out := ref.String()
+	if m.Field != "" {
+		out += " " + m.Field
+	}
+	if m.Name != "" {
+		out += fmt.Sprintf(" %q", m.Name)
+	}
+	return out
 }
 
 // isSubject says whether one of the peers is the endpoint.

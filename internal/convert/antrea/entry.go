@@ -215,9 +215,5 @@ func (c *conversion) prefix(field, s string) (netip.Prefix, bool) {
 		c.errs = append(c.errs, err)
 		return p, false
 	}
-	if p.Addr().Is4In6() {
-		c.mistake(field, "%q is IPv4 written as IPv6, which no packet has", s)
-		return p, false
-	}
 	return p, true
 }

@@ -249,7 +249,7 @@ func (r *ruleState) peer(field string, raw json.RawMessage) (*model.Peer, bool) 
 // peerOf converts the fields of a peer that select; entry has checked that they fit together.
 func (r *ruleState) peerOf(field string, e *entry) (*model.Peer, bool) {
 	var x *selector.Expr
-	ok := true
+	var ok bool
 	p := &model.Peer{}
 	switch {
 	case e.ExternalEntitySelector != nil:

@@ -104,7 +104,7 @@ func TestPackets(t *testing.T) {
 		{"service accounts", np("a", "ingress: [{action: Allow, source: {serviceAccounts: {names: [db]}}}]"), "prod-db>prod-web", "test-db>prod-web world>prod-web"},
 		{"a mistake allows nothing", np("a", "ingress: [{action: Allow, source: {selector: app =}}]"), "", "prod-db>prod-web world>prod-web"},
 		{"a mistake denies", np("a", "ingress: [{action: Deny, source: {nets: [ten]}}, {action: Allow}]"), "", "prod-db>prod-web world>prod-web"},
-		{"a mistake elsewhere leaves the rest", np("a", "ingress: [{action: Allow, protocl: TCP}, {action: Allow, source: {selector: app == 'db'}}]"), "prod-db>prod-web", "world>prod-web"},
+		{"a mistake elsewhere leaves the rest", np("a", "ingress: [{action: Allow, protocolX: TCP}, {action: Allow, source: {selector: app == 'db'}}]"), "prod-db>prod-web", "world>prod-web"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s, addrs := cluster()

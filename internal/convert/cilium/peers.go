@@ -145,16 +145,11 @@ func (c *converter) prefix(part *string, at, s string, alone bool) (netip.Prefix
 		return netset.Host(a), true
 	}
 	p, err := object.Prefix(at, s)
-	switch {
-	case err != nil:
+	if err != nil {
 		c.wrap(part, at, err)
-	case p.Addr().Is4In6():
-		// It is of neither family: no packet would ever match it.
-		c.mistake(part, at, "%s is an IPv4-mapped IPv6 block: write it as IPv4", s)
-	default:
-		return p, true
+		return p, false
 	}
-	return p, false
+	return p, true
 }
 
 // cidr reads a block of fromCIDR or toCIDR.

@@ -6,6 +6,7 @@ package language
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -89,8 +90,9 @@ func (k Kind) Convert(raw []byte) Result {
 		APIVersion *string `json:"apiVersion"`
 		Kind       *string `json:"kind"`
 		Meta       struct {
-			Name      any `json:"name"`
-			Namespace any `json:"namespace"`
+			Name        any            `json:"name"`
+			Namespace   any            `json:"namespace"`
+			Annotations map[string]any `json:"annotations"`
 		} `json:"metadata"`
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
@@ -102,12 +104,64 @@ func (k Kind) Convert(raw []byte) Result {
 	}
 	name, _ := head.Meta.Name.(string)
 	namespace, _ := head.Meta.Namespace.(string)
-	return k.named(name, namespace, k.convert(raw))
+	mode, _ := head.Meta.Annotations[ModeAnnotation].(string)
+	return k.named(name, namespace, inMode(mode, k.convert(raw)))
+}
+
+// ModeAnnotation, on an object of any policy API, says whether its policies are enforced ("enforce", or without the annotation) or
+// only count what they would do ("shadow").
+const ModeAnnotation = "weft.io/policy-mode"
+
+// inMode puts what an object became into a mode. A mode that is not known changes nothing: the policy is enforced.
+func inMode(mode string, r object.Result) object.Result {
+	switch mode {
+	case "", "enforce":
+	case "shadow":
+		for _, o := range r.Objects {
+			if p, ok := o.(*model.Policy); ok {
+				p.Staged = true
+			}
+		}
+	default:
+		r.Err = errors.Join(r.Err, fmt.Errorf("metadata.annotations[%s]: %q is neither enforce nor shadow; the policy is enforced", ModeAnnotation, mode))
+	}
+	return r
+}
+
+// modeOf reads the mode from an object in the API server's protobuf (k8s.io/apimachinery/pkg/apis/meta/v1, ObjectMeta.annotations).
+func modeOf(raw []byte) string {
+	mode := ""
+	entry := func(f wire.Field) error {
+		var mine bool
+		return f.Message(func(f wire.Field) error {
+			switch f.Num {
+			case 1:
+				mine = string(f.Bytes()) == ModeAnnotation
+			case 2:
+				if mine {
+					mode = f.Text()
+				}
+			}
+			return nil
+		})
+	}
+	_ = wire.Walk(raw, nil, func(f wire.Field) error { // a message that is malformed is refused by who converts it
+		if f.Num != 1 {
+			return nil
+		}
+		return f.Message(func(f wire.Field) error {
+			if f.Num == 12 {
+				return entry(f)
+			}
+			return nil
+		})
+	})
+	return mode
 }
 
 // FromProto turns a NetworkPolicy in the API server's protobuf into the model. Name and namespace are those of its metadata.
 func (k Kind) FromProto(name, namespace string, raw []byte, s *wire.Strings) Result {
-	return k.named(name, namespace, netpol.FromProto(raw, s))
+	return k.named(name, namespace, inMode(modeOf(raw), netpol.FromProto(raw, s)))
 }
 
 // named gives a result the object's name.

@@ -157,7 +157,7 @@ func TestNewerProtobufFailsClosed(t *testing.T) {
 			Ingress:     []networkingv1.NetworkPolicyIngressRule{{}},
 		},
 	}
-	extra := []byte{15<<3 | 0, 1} // field 15, varint 1
+	extra := []byte{15 << 3, 1} // field 15, varint 1
 	message := func(num byte, parts ...[]byte) []byte {
 		var in []byte
 		for _, b := range parts {

@@ -226,13 +226,8 @@ func (p *Peer) judge(namespace string, bad *Mistakes) model.Peer {
 func (b *IPBlock) judge(field string, bad *Mistakes) model.Peer {
 	out := model.Peer{}
 	net, err := object.Prefix(field+".cidr", b.CIDR)
-	switch {
-	case err != nil:
+	if err != nil {
 		bad.Wrap(field+".cidr", err)
-		return out
-	case net.Addr().Is4In6():
-		// It is of neither family: no packet would ever match it.
-		bad.Add(field+".cidr", "%s is an IPv4-mapped IPv6 block: write it as IPv4", b.CIDR)
 		return out
 	}
 	out.Nets = append(out.Nets, net)

@@ -218,15 +218,11 @@ func (r *rule) networksPeer(field string, raw json.RawMessage) (model.Peer, bool
 	for i, s := range list {
 		at := fmt.Sprintf("%s[%d]", field, i)
 		net, err := object.Prefix(at, s)
-		switch {
-		case err != nil:
+		if err != nil {
 			r.bad.wrap(at, err)
-		case net.Addr().Is4In6():
-			// It is of neither family: no packet would ever match it.
-			r.bad.add(at, "%s is an IPv4-mapped IPv6 block: write it as IPv4", s)
-		default:
-			p.Nets = append(p.Nets, net)
+			continue
 		}
+		p.Nets = append(p.Nets, net)
 	}
 	return p, len(p.Nets) == len(list)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -93,11 +94,50 @@ func (a *attacher) attach(on hooked, dir direction, prog *ebpf.Program, known bo
 }
 
 func (d *Driver) detach(key plan.Key, dev string) error {
+	d.forget(key)
+	return d.mode.detach(dev)
+}
+
+func (d *Driver) forget(key plan.Key) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	delete(d.hooked, key)
 	delete(d.waiting, key)
-	d.mu.Unlock()
-	return d.mode.detach(dev)
+}
+
+// gateName is the name of the filter that lets nothing pass.
+const gateName = filterPrefix + "shut"
+
+// newGate loads a program that drops everything.
+func newGate() (*ebpf.Program, error) {
+	const drop = 2 // TC_ACT_SHOT, linux/pkt_cls.h
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "shut", Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, drop), asm.Return()},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load program shut: %w", err)
+	}
+	return p, nil
+}
+
+// Shut lets nothing pass from or to a pod, by filters in the place of those of the pod's programs: while a new pod's link is up and its row has not been
+// applied, and from when the row is gone until the link is. Otherwise the stack would forward what nobody has decided about.
+func (d *Driver) Shut(ifindex int) error {
+	var errs []error
+	for _, dir := range directions() {
+		errs = append(errs, linux.AttachClsact(ifindex, dir.ingress, d.gate.FD(), gateName))
+	}
+	return errors.Join(errs...)
+}
+
+// shutPod takes a pod's programs off its link. The link stays shut.
+func (d *Driver) shutPod(key plan.Key, dev string) error {
+	d.forget(key)
+	index, err := interfaceIndex(dev)
+	if err != nil { // gone, and all that was on it
+		return d.mode.unpin(dev)
+	}
+	return errors.Join(d.Shut(index), d.mode.unpin(dev))
 }
 
 // calm moves the program of one pod that still has a filter to a link, and reports whether more pods wait. Packets
@@ -219,15 +259,20 @@ func adopt(l link.Link, index int, prog *ebpf.Program) (bool, error) {
 
 // detach takes our programs off a device, which may be gone.
 func (a *attacher) detach(dev string) error {
+	errs := []error{a.unpin(dev)}
+	if index, err := interfaceIndex(dev); err == nil {
+		for _, dir := range directions() {
+			errs = append(errs, linux.DetachClsact(index, dir.ingress))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (a *attacher) unpin(dev string) error {
 	var errs []error
 	for _, dir := range directions() {
 		if err := os.Remove(a.pin(dev, dir)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove pinned link: %w", err))
-		}
-	}
-	if index, err := interfaceIndex(dev); err == nil {
-		for _, dir := range directions() {
-			errs = append(errs, linux.DetachClsact(index, dir.ingress))
 		}
 	}
 	return errors.Join(errs...)

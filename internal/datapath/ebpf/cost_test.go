@@ -113,6 +113,8 @@ func once(tb testing.TB, prog *ebpf.Program, packet []byte, repeat, rounds int) 
 func BenchmarkPrograms(b *testing.B) {
 	empty := emptyProgram(b)
 	_, ways := paths(b, netset.V4)
+	_, policed := policedPaths(b)
+	ways = append(ways, policed...)
 	for _, p := range ways {
 		b.Run(p.name, func(b *testing.B) {
 			if got, _, err := p.prog.Test(p.packet); err != nil || got != p.want {

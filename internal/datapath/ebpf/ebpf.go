@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"weft/internal/model"
 	"weft/internal/netset"
 	"weft/internal/plan"
@@ -47,6 +49,7 @@ type Driver struct {
 	peers    *table[weftWeftAddr, uint32]
 
 	policy *policies
+	gate   *ebpf.Program // of Shut; never nil after New
 
 	// What this process wrote, to find what a changed row no longer has. Sweep does that for earlier processes.
 	owner  map[netip.Addr]string       // the local whose address it is
@@ -96,10 +99,12 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 		_ = d.objs.Close()
 		return nil, err
 	}
+	if d.gate, err = newGate(); err != nil {
+		return nil, errors.Join(err, d.policy.close(), d.objs.Close())
+	}
 	d.mode.links = filepath.Join(dir, linksDir)
 	if err := os.MkdirAll(d.mode.links, 0o700); err != nil {
-		_ = d.objs.Close()
-		return nil, fmt.Errorf("make directory for pinned links: %w", err)
+		return nil, errors.Join(fmt.Errorf("make directory for pinned links: %w", err), d.Close())
 	}
 	d.settings = &table[uint32, weftWeftSettings]{m: d.objs.Settings, name: "settings"}
 	d.locals = &table[weftWeftAddr, weftWeftLocal]{m: d.objs.Locals, name: "locals"}
@@ -110,7 +115,9 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 }
 
 // Close releases the driver's descriptors. What is pinned stays, and packets flow on.
-func (d *Driver) Close() error { return errors.Join(d.policy.close(), d.objs.Close()) }
+func (d *Driver) Close() error {
+	return errors.Join(d.policy.close(), d.objs.Close(), d.gate.Close())
+}
 
 // Kinds are the kinds of rows that the driver applies, referents first.
 func Kinds() []plan.Kind {
@@ -190,7 +197,7 @@ func (d *Driver) fill(want plan.View) {
 func (d *Driver) upsert(r plan.Row) error {
 	switch r := r.(type) {
 	case *plan.Settings:
-		return errors.Join(d.putSettings(r), d.guardAll())
+		return errors.Join(d.putSettings(r), d.guardAll(), d.sockets(r.Policed))
 	case *plan.Remote:
 		return d.putRemote(r)
 	case *plan.Local:
@@ -218,12 +225,13 @@ func (d *Driver) upsert(r plan.Row) error {
 func (d *Driver) remove(r plan.Row) error {
 	switch r := r.(type) {
 	case *plan.Settings:
-		return d.settings.put(0, weftWeftSettings{})
+		return errors.Join(d.settings.put(0, weftWeftSettings{}), d.sockets(false))
 	case *plan.Remote:
 		return d.dropRemote(r.Prefix)
 	case *plan.Local:
 		delete(d.pods, r.HostIf)
-		return errors.Join(d.keepAddrs(r.HostIf, nil), d.detach(r.Key(), r.HostIf))
+		delete(d.policy.left, r.HostIf)
+		return errors.Join(d.shutPod(r.Key(), r.HostIf), d.keepAddrs(r.HostIf, nil))
 	case *plan.Hook:
 		return d.detach(r.Key(), r.Dev)
 	}

@@ -90,6 +90,7 @@ func (d *Driver) putGuard(g *plan.Guard) error {
 			return fmt.Errorf("guard %s: %w", g.Key().Name, err)
 		}
 		d.policy.guards[g.Dev] = g
+		delete(d.policy.left, g.Dev)
 		if before != nil {
 			if _, err := d.policy.numbers.give(ofIdentity, before.Identity); err != nil {
 				return fmt.Errorf("guard %s: %w", g.Key().Name, err)
@@ -106,6 +107,9 @@ func (d *Driver) putGuard(g *plan.Guard) error {
 func (d *Driver) dropGuard(g *plan.Guard) error {
 	before := d.policy.guards[g.Dev]
 	delete(d.policy.guards, g.Dev)
+	if _, ok := d.pods[g.Dev]; ok || g.Dev == "" {
+		d.policy.left[g.Dev] = true
+	}
 	err := d.guardAgain(g.Dev)
 	if before != nil {
 		_, gerr := d.policy.numbers.give(ofIdentity, before.Identity)
@@ -189,7 +193,7 @@ func (d *Driver) guardOf(r *plan.Local, index uint32) weftWeftGuard {
 		}
 	}
 	var have weftWeftLocal
-	if !d.swept && len(r.Addrs) > 0 && d.locals.m.Lookup(addrOf(r.Addrs[0]), &have) == nil && have.Ifindex == index {
+	if !d.swept && !d.policy.left[r.HostIf] && len(r.Addrs) > 0 && d.locals.m.Lookup(addrOf(r.Addrs[0]), &have) == nil && have.Ifindex == index {
 		return have.Guard
 	}
 	return closed()
@@ -202,17 +206,14 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 		return err
 	}
 	s.Second = max(hz/jiffyTick, 1)
+	s.Probe = bigEndian(r.Probe)
 	if r.Keep {
 		s.Keep = 1
 	}
 	if !r.Policed {
 		return nil
 	}
-	if g := plan.Get[*plan.Guard](d.want, (&plan.Guard{}).Key()); g != nil {
-		if s.Host, err = d.policy.guard(d.want, g); err != nil {
-			return err
-		}
-	}
+	s.Host = d.hostGuard()
 	policed := isGuarded(s.Host)
 	for _, l := range d.pods {
 		policed = policed || l.guarded
@@ -226,6 +227,25 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 		return d.policy.readyConns(d.objs.Conns)
 	}
 	return nil
+}
+
+// hostGuard is what policy says of the node itself. If its rules are not in the kernel, those that were before count: a node
+// that is closed by mistake cannot be reached to correct it.
+func (d *Driver) hostGuard() weftWeftGuard {
+	var have weftWeftSettings
+	_ = d.settings.m.Lookup(uint32(0), &have) // an array: it cannot fail
+	g := plan.Get[*plan.Guard](d.want, (&plan.Guard{}).Key())
+	if g == nil {
+		if d.swept || d.policy.left[""] {
+			return weftWeftGuard{}
+		}
+		return have.Host
+	}
+	out, err := d.policy.guard(d.want, g)
+	if err != nil {
+		return have.Host // its row says so
+	}
+	return out
 }
 
 // sweepPolicy removes what nobody wants, closes pods that nobody vouches for, and lets the programs rest if nobody is under policy.

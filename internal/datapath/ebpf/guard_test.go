@@ -49,6 +49,9 @@ func TestVerified(t *testing.T) {
 	}
 }
 
+// nestedMap is any map that is in an array of one.
+const nestedMap = "nested"
+
 // lookupCounter loads a program of the object so that it counts its own lookups: each call of the helper becomes a call of
 // a function that adds one to a counter of that map first.
 func lookupCounter(t *testing.T, n *node, program string) (*ebpf.Program, *ebpf.Map, []string) {
@@ -58,7 +61,7 @@ func lookupCounter(t *testing.T, n *node, program string) (*ebpf.Program, *ebpf.
 		t.Fatal(err)
 	}
 	ps := spec.Programs[program]
-	names := slices.Sorted(maps.Keys(spec.Maps))
+	names := append(slices.Sorted(maps.Keys(spec.Maps)), nestedMap)
 	counters, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(8 * len(names)), MaxEntries: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -72,8 +75,11 @@ func lookupCounter(t *testing.T, n *node, program string) (*ebpf.Program, *ebpf.
 		}
 		name := ""
 		for j := i - 1; j >= 0 && name == ""; j-- {
-			if p := ps.Instructions[j]; p.IsLoadFromMap() && p.Dst == asm.R1 {
+			switch p := ps.Instructions[j]; {
+			case p.IsLoadFromMap() && p.Dst == asm.R1:
 				name = p.Reference()
+			case p.Dst == asm.R1 && (p.OpCode.Class().IsALU() || p.OpCode.Class().IsLoad()):
+				name = nestedMap
 			}
 		}
 		if name == "" {
@@ -136,14 +142,34 @@ func TestLookups(t *testing.T) {
 		"to_overlay/tunnel": "remotes 1 settings 1 stats 1",
 		"to_pod/untracked":  "settings 1",
 		"to_net/untracked":  "settings 1",
+
+		// An established flow is in conns, and looks once at the set of each of its ends that is here.
+		"from_pod/policed-local":  "conns 1 sets 2 settings 2 slots 2 stats 1 nested 1",
+		"from_pod/policed-direct": "conns 1 remotes 1 sets 1 settings 2 slots 2 stats 1 nested 1",
+		"from_net/policed-local":  "conns 1 remotes 1 sets 1 settings 2 slots 1 stats 1 nested 1",
+		"to_pod/policed":          "conns 1 sets 1 settings 2 slots 2 nested 1",
 	}
 	n, ways := paths(t, netset.V4)
+	countLookups(t, n, ways, want)
+	n, ways = policedPaths(t)
+	countLookups(t, n, ways, want)
+}
+
+func countLookups(t *testing.T, n *node, ways []path, want map[string]string) {
+	t.Helper()
 	for _, p := range ways {
+		way := p.name[:strings.LastIndexByte(p.name, '/')]
+		if want[way] == "" {
+			continue
+		}
 		if p.name == "from_net/tunnel/IPv6" && !popsOther(t) {
 			continue // over IPv4
 		}
 		program, _, _ := strings.Cut(p.name, "/")
 		prog, counters, names := lookupCounter(t, n, program)
+		if _, _, err := p.prog.Test(p.packet); err != nil { // a flow's first packet, if it is one
+			t.Fatal(err)
+		}
 		if got, _, err := prog.Test(p.packet); err != nil || got != p.want {
 			t.Fatalf("%s: verdict %d, %v, want %d", p.name, int32(got), err, int32(p.want))
 		}
@@ -157,7 +183,6 @@ func TestLookups(t *testing.T) {
 				text = append(text, fmt.Sprintf("%s %d", name, got[i]))
 			}
 		}
-		way := p.name[:strings.LastIndexByte(p.name, '/')]
 		t.Logf("%-24s %s", p.name, strings.Join(text, ", "))
 		if line := strings.Join(text, " "); line != want[way] {
 			t.Errorf("%s looks up %q, want %q", p.name, line, want[way])

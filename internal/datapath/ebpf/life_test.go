@@ -264,7 +264,7 @@ func (n *node) attached(dev string) []string {
 	return out
 }
 
-// TestDelete: deleting every row leaves no entry, no link and no filter.
+// TestDelete: deleting every row leaves no entry, no link and no filter, but a pod's link shut.
 func TestDelete(t *testing.T) {
 	for name, opts := range modes() {
 		t.Run(name, func(t *testing.T) {
@@ -289,8 +289,13 @@ func TestDelete(t *testing.T) {
 					left = append(left, fmt.Sprint("slot ", i))
 				}
 			}
-			for _, dev := range []string{p.hostIf, uplink, overlayDev} {
+			for _, dev := range []string{uplink, overlayDev} {
 				left = append(left, a.attached(dev)...)
+			}
+			for _, dir := range []string{"ingress", "egress"} {
+				if out := a.ns.Run(t, "tc", "filter", "show", "dev", p.hostIf, dir); !strings.Contains(out, gateName) {
+					left = append(left, "open "+dir+": "+out)
+				}
 			}
 			if len(left) > 0 {
 				t.Errorf("left: %v", left)

@@ -33,6 +33,7 @@ type policies struct {
 	peers  map[plan.ID]*peerSet
 	have   map[plan.ID]*ruleSet
 	guards map[string]*plan.Guard // by device
+	left   map[string]bool        // devices of pods whose guard was removed
 	named  map[plan.ID]bool       // identities that have a row
 
 	// What the kernel holds for numbers whose rows were not applied by this agent yet.
@@ -72,7 +73,7 @@ func openPolicies(d *Driver, spec *ebpf.CollectionSpec) (*policies, error) {
 		sets:    &table[uint32, weftWeftSet]{m: o.Sets, name: "sets"},
 		matches: &table[weftWeftMatch, weftWeftMatched]{m: o.Matches, name: "matches"}, networks: &table[weftWeftPrefix, weftWeftNetwork]{m: o.Networks, name: "networks"},
 		conns: in("conns", o.Conns),
-		peers: map[plan.ID]*peerSet{}, have: map[plan.ID]*ruleSet{}, guards: map[string]*plan.Guard{}, named: map[plan.ID]bool{},
+		peers: map[plan.ID]*peerSet{}, have: map[plan.ID]*ruleSet{}, guards: map[string]*plan.Guard{}, named: map[plan.ID]bool{}, left: map[string]bool{},
 		blocks: map[uint32]map[uint32]weftWeftBits{}, matching: map[uint32]map[weftWeftMatch]weftWeftMatched{}, stale: map[plan.ID]bool{}, told: map[[2]uint32]bool{},
 	}
 	var errs [6]error

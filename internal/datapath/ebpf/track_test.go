@@ -30,16 +30,19 @@ func hello(t *testing.T, p *pod) {
 			return err
 		})
 		t.Cleanup(func() { _ = l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				_, _ = io.WriteString(c, "hello\n")
-				_ = c.Close()
-			}
-		}()
+		go answer(l)
+	}
+}
+
+// answer says hello to whoever connects.
+func answer(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(c, "hello\n")
+		_ = c.Close()
 	}
 }
 

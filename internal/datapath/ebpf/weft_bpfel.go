@@ -216,6 +216,7 @@ const (
 	weftProgFromOverlay = "from_overlay"
 	weftProgFromPod     = "from_pod"
 	weftProgToNet       = "to_net"
+	weftProgToNode      = "to_node"
 	weftProgToOverlay   = "to_overlay"
 	weftProgToPod       = "to_pod"
 )
@@ -266,6 +267,7 @@ type weftProgramSpecs struct {
 	FromOverlay *ebpf.ProgramSpec `ebpf:"from_overlay"`
 	FromPod     *ebpf.ProgramSpec `ebpf:"from_pod"`
 	ToNet       *ebpf.ProgramSpec `ebpf:"to_net"`
+	ToNode      *ebpf.ProgramSpec `ebpf:"to_node"`
 	ToOverlay   *ebpf.ProgramSpec `ebpf:"to_overlay"`
 	ToPod       *ebpf.ProgramSpec `ebpf:"to_pod"`
 }
@@ -299,7 +301,8 @@ type weftMapSpecs struct {
 // weftVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type weftVariableSpecs struct{}
+type weftVariableSpecs struct {
+}
 
 // weftObjects contains all objects after they have been loaded into the kernel.
 //
@@ -371,7 +374,8 @@ func (m *weftMaps) Close() error {
 // weftVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to loadWeftObjects or ebpf.CollectionSpec.LoadAndAssign.
-type weftVariables struct{}
+type weftVariables struct {
+}
 
 // weftPrograms contains all programs after they have been loaded into the kernel.
 //
@@ -381,6 +385,7 @@ type weftPrograms struct {
 	FromOverlay *ebpf.Program `ebpf:"from_overlay"`
 	FromPod     *ebpf.Program `ebpf:"from_pod"`
 	ToNet       *ebpf.Program `ebpf:"to_net"`
+	ToNode      *ebpf.Program `ebpf:"to_node"`
 	ToOverlay   *ebpf.Program `ebpf:"to_overlay"`
 	ToPod       *ebpf.Program `ebpf:"to_pod"`
 }
@@ -391,6 +396,7 @@ func (p *weftPrograms) Close() error {
 		p.FromOverlay,
 		p.FromPod,
 		p.ToNet,
+		p.ToNode,
 		p.ToOverlay,
 		p.ToPod,
 	)

@@ -47,6 +47,7 @@ type Driver struct {
 	// failed are the wanted rows that it refused, told those of have that Watch found changed.
 	failed map[plan.Key]plan.Row
 	told   map[plan.Key]bool
+	shut   func(ifindex int) error // see ShutNewLinks; may be nil
 }
 
 // New returns a driver for the calling thread's network namespace.
@@ -63,6 +64,10 @@ func New(log *slog.Logger) (*Driver, error) {
 	}
 	return d, nil
 }
+
+// ShutNewLinks has the driver call f with the host side of each new pod link before the pod's side is up, and make the link only if that succeeds:
+// f keeps both directions shut until somebody decides about the pod's packets. Call it before the first Apply.
+func (d *Driver) ShutNewLinks(f func(ifindex int) error) { d.shut = f }
 
 // Close closes the driver's sockets. The kernel's state stays as it is.
 func (d *Driver) Close() error {

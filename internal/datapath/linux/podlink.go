@@ -103,6 +103,11 @@ func (a *apply) finishPodLink(l *plan.PodLink, host *rtnl.Link, ns int) error {
 	if err := a.d.here(func() error { return refuseAdvertisements(l.HostIf) }); err != nil {
 		return err
 	}
+	if a.d.shut != nil {
+		if err := a.d.here(func() error { return a.d.shut(host.Index) }); err != nil {
+			return fmt.Errorf("shut link %s: %w", l.HostIf, err)
+		}
+	}
 	if err := a.shape(a.nl, host, l.Ingress, l.MTU); err != nil {
 		return fmt.Errorf("limit the rate to %s: %w", l.IfName, err)
 	}

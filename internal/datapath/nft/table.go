@@ -22,12 +22,13 @@ func quarter(bytes uint32) uint32 { return unix.NFT_REG32_00 + bytes/4 }
 // podPrefix is what the names of pod links and of the overlay device begin with.
 const podPrefix = "weft"
 
-// The mark of bpf/config.h on packets that the eBPF programs leave to the stack: to be answered with a refusal, and not
-// decided about as long as nobody knows where they are translated to.
+// The marks of bpf/config.h on packets that the eBPF programs leave to the stack.
 const (
-	markMask      = 0x1010
-	markUndecided = 0x1000
-	markReject    = 0x1010
+	markMask       = 0x1030
+	markUndecided  = 0x1000 // to be decided when it has been translated
+	markReject     = 0x1010 // to be answered with a refusal
+	markNode       = 0x1020 // not for the node itself
+	markNodeReject = 0x1030 // likewise, to be answered
 )
 
 // beforeFilter is the priority of the chains that refuse packets: before anybody else's filters accept them.
@@ -115,7 +116,7 @@ func chains(t *nftables.Table, policed bool) (cs []*nftables.Chain, rules map[st
 const refuseChain = "refuse"
 
 // refusals adds the rules that answer what the eBPF programs rejected. A pod's packet to a service that ends at the node itself
-// comes by no program again that could decide about it: it is not let in.
+// is decided about when its socket is looked for; of protocols for which none is, nobody could decide, and they are not let in.
 func refusals(rules map[string][][]expr.Any) {
 	marked := func(mark uint32, then ...expr.Any) []expr.Any {
 		return append([]expr.Any{
@@ -127,9 +128,13 @@ func refusals(rules map[string][][]expr.Any) {
 			&expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: binaryutil.NativeEndian.PutUint32(mark)},
 		}, then...)
 	}
-	refuse := marked(markReject, &expr.Verdict{Kind: expr.VerdictJump, Chain: refuseChain})
-	rules["forward"] = [][]expr.Any{refuse}
-	rules["input"] = [][]expr.Any{refuse, marked(markUndecided, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop})}
+	refuse := &expr.Verdict{Kind: expr.VerdictJump, Chain: refuseChain}
+	drop := &expr.Verdict{Kind: expr.VerdictDrop}
+	rules["forward"] = [][]expr.Any{marked(markReject, refuse)}
+	rules["input"] = [][]expr.Any{
+		marked(markReject, refuse), marked(markNodeReject, refuse), marked(markNode, drop),
+		marked(markUndecided, append(noSocket(), &expr.Counter{}, drop)...),
+	}
 	rules[refuseChain] = [][]expr.Any{
 		{
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg},
@@ -137,6 +142,15 @@ func refusals(rules map[string][][]expr.Any) {
 			&expr.Reject{Type: unix.NFT_REJECT_TCP_RST},
 		},
 		{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}},
+	}
+}
+
+// noSocket matches protocols whose sockets are looked up without asking a program.
+func noSocket() []expr.Any {
+	load := &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}
+	return []expr.Any{
+		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{unix.IPPROTO_TCP}},
+		load, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: []byte{unix.IPPROTO_UDP}},
 	}
 }
 

@@ -45,6 +45,9 @@ func (t Target) String() string {
 // ErrCannot means that the probe could not be made: neither reachable nor not.
 var ErrCannot = errors.New("cannot probe")
 
+// ErrNoAnswer means that nothing came back, not even a refusal.
+var ErrNoAnswer = errors.New("no answer")
+
 // Try tries once to reach the target from the network namespace at that path. It
 // returns how long an answer took and, if a responder answered, what it said. An
 // error that is not ErrCannot means unreachable and says how.
@@ -89,7 +92,7 @@ func plain(err error) error {
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return errors.New("prohibited")
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &ne) && ne.Timeout():
-		return errors.New("no answer")
+		return ErrNoAnswer
 	}
 	return err
 }
@@ -159,14 +162,15 @@ func probeUDP(ctx context.Context, t Target) (*Answer, error) {
 type icmpEcho struct {
 	domain, protocol int
 	request, reply   byte
-	skipHeader       bool // a raw socket of this family reads the IP header too
+	unreachable      byte
+	header           int // bytes of the IP header in what an error quotes
 }
 
 func echoOf(f netset.Family) icmpEcho {
 	if f == netset.V6 {
-		return icmpEcho{unix.AF_INET6, unix.IPPROTO_ICMPV6, 128, 129, false}
+		return icmpEcho{unix.AF_INET6, unix.IPPROTO_ICMPV6, 128, 129, 1, 40}
 	}
-	return icmpEcho{unix.AF_INET, unix.IPPROTO_ICMP, 8, 0, true}
+	return icmpEcho{unix.AF_INET, unix.IPPROTO_ICMP, 8, 0, 3, 20}
 }
 
 // probeICMP sends an echo request each 200 ms until one is answered or ctx ends.
@@ -205,6 +209,9 @@ func probeICMP(ctx context.Context, t Target) error {
 			if err != nil {
 				break
 			}
+			if isRefusal(buf[:n], e, msg) {
+				return unix.EACCES
+			}
 			if isEchoReply(buf[:n], e, msg) && from.(*net.IPAddr).IP.Equal(t.Addr.AsSlice()) {
 				return nil
 			}
@@ -216,6 +223,12 @@ func probeICMP(ctx context.Context, t Target) error {
 func isEchoReply(b []byte, e icmpEcho, sent []byte) bool {
 	// The net package strips the IPv4 header of what a raw socket reads.
 	return len(b) >= len(sent) && b[0] == e.reply && string(b[4:6]) == string(sent[4:6]) && string(b[8:len(sent)]) == string(sent[8:])
+}
+
+// isRefusal reports whether an error quotes what was sent, and says that it is not delivered.
+func isRefusal(b []byte, e icmpEcho, sent []byte) bool {
+	quoted := 8 + e.header
+	return len(b) >= quoted+8 && b[0] == e.unreachable && b[quoted] == e.request && string(b[quoted+4:quoted+6]) == string(sent[4:6])
 }
 
 // checksum is the Internet checksum (RFC 1071).

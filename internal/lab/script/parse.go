@@ -10,9 +10,9 @@ import (
 	"weft/internal/netset"
 )
 
-// parseExpect reads a line "expect reachable SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]".
+// parseExpect reads a line "expect reachable SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]", or with another word for how.
 func parseExpect(namespace string, args []string) (lab.Expectation, error) {
-	usage := errors.New("want: expect reachable|unreachable SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]")
+	usage := errors.New("want: expect reachable|unreachable|refused|dropped SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]")
 	e := lab.Expectation{Namespace: namespace, Within: 5 * time.Second}
 	if len(args) < 4 || args[2] != "->" || len(args)%2 != 0 {
 		return e, usage
@@ -21,6 +21,8 @@ func parseExpect(namespace string, args []string) (lab.Expectation, error) {
 	case "reachable":
 		e.Reachable = true
 	case "unreachable":
+	case "refused", "dropped":
+		e.How = args[0]
 	default:
 		return e, usage
 	}

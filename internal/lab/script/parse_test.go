@@ -12,6 +12,10 @@ func TestParseExpect(t *testing.T) {
 	if err != nil || e.Reachable || e.Source != "a" || e.Dest != "b:80" || e.Family != netset.V6 || e.Within.Seconds() != 2 {
 		t.Errorf("%+v, %v", e, err)
 	}
+	e, err = parseExpect("default", []string{"refused", "a", "->", "b:80"})
+	if err != nil || e.Reachable || e.How != "refused" {
+		t.Errorf("%+v, %v", e, err)
+	}
 	for _, bad := range []string{
 		"", "reachable a b", "maybe a -> b", "reachable a -> b within", "reachable a -> b within x",
 		"reachable a -> b family 5", "reachable a -> b soon 1s", "reachable a -> b within -1s",

@@ -38,8 +38,9 @@ func Help() string {
                                   without it: up --nodes 2
   apply FILE…                     and wait until its pods are ready
   delete FILE… | delete KIND NAME…
-  expect reachable|unreachable SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]
-                                  consecutive ones are tried at the same time
+  expect reachable|unreachable|refused|dropped SRC -> DST[:PORT][/PROTO] [family 4|6] [within 5s]
+                                  consecutive ones are tried at the same time; unreachable is either refused
+                                  (somebody says so at once) or dropped (nothing comes back)
   exec POD -- COMMAND…            inside a pod
   node NODE -- COMMAND…           on a node
   node NODE stop|start|reboot

@@ -27,6 +27,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -301,7 +302,7 @@ func (s *Source) Restore() error {
 // calls do nothing.
 func (s *Source) Withdraw() {
 	s.once.Do(func() {
-		for _, k := range Kinds() {
+		for _, k := range slices.Backward(Kinds()) { // policies before pods: one that is not known is closed while there are policies
 			s.w.Replace(k, nil)
 		}
 		s.restored.Store(false)

@@ -80,6 +80,7 @@ func types() map[string]struct{ apiVersion, kind string } {
 		"serviceaccounts": {"v1", "ServiceAccount"}, "endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"},
 		"networkpolicies.networking.k8s.io": {"networking.k8s.io/v1", "NetworkPolicy"},
 		"customresourcedefinitions":         {"apiextensions.k8s.io/v1", "CustomResourceDefinition"},
+		"leases":                            {"coordination.k8s.io/v1", "Lease"},
 	}
 }
 
@@ -100,8 +101,11 @@ func resourceName(o runtime.Object) string {
 	case *networkingv1.NetworkPolicy:
 		return "networkpolicies.networking.k8s.io"
 	case *unstructured.Unstructured:
-		if o.GetKind() == "CustomResourceDefinition" {
+		switch o.GetKind() {
+		case "CustomResourceDefinition":
 			return "customresourcedefinitions"
+		case "Lease":
+			return "leases"
 		}
 		for _, k := range language.Kinds() {
 			if gvk := o.GroupVersionKind(); k.Type.Kind == gvk.Kind && k.Type.Group == gvk.Group {
@@ -195,37 +199,133 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q := r.URL.Query()
-	proto := strings.Contains(r.Header.Get("Accept"), protobuf) && !f.json
-	parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	res, selector := parts[len(parts)-1], q.Get("fieldSelector")
-	if len(parts) == 5 && parts[2] == "namespaces" { // /api/v1/namespaces/NS/pods
-		selector += " in " + parts[3]
+	at := place(r.URL.Path)
+	selector := q.Get("fieldSelector")
+	if at.namespace != "" && r.Method == http.MethodGet {
+		selector += " in " + at.namespace
 	}
-	if res == "networkpolicies" || types()[res].kind == "" {
-		res += "." + parts[1]
-	}
-	proto = proto && types()[res].kind != "" && res != "customresourcedefinitions"
+	proto := strings.Contains(r.Header.Get("Accept"), protobuf) && !f.json && types()[at.res].kind != "" &&
+		at.res != "customresourcedefinitions" && at.res != "leases"
 	switch {
-	case f.unserved(res, parts):
+	case f.unserved(at):
 		f.status(w, proto, 404, "NotFound", "the server could not find the requested resource")
+	case r.Method != http.MethodGet:
+		f.change(w, r, at)
+	case at.name != "":
+		f.one(w, at)
 	case q.Get("watch") != "true":
-		f.list(w, proto, res, selector, q.Get("limit"), q.Get("continue"))
+		f.list(w, proto, at.res, selector, q.Get("limit"), q.Get("continue"))
 	case q.Get("sendInitialEvents") == "true" && !f.watchList:
 		f.status(w, proto, 422, "Invalid", "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
 	default:
-		f.watch(w, r, proto, res)
+		f.watch(w, r, proto, at.res)
 	}
 }
 
-// unserved reports whether the path is of a definition that is not there, or of a version that it has not.
-func (f *fakeAPI) unserved(res string, parts []string) bool {
-	if types()[res].kind != "" {
+// spot is what a path names.
+type spot struct{ group, version, res, namespace, name, sub string }
+
+func place(path string) spot {
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	at := spot{group: parts[1], version: parts[2]}
+	if parts[0] == "api" {
+		at.group, at.version, parts = "", parts[1], parts[2:]
+	} else {
+		parts = parts[3:]
+	}
+	if len(parts) > 2 && parts[0] == "namespaces" {
+		at.namespace, parts = parts[1], parts[2:]
+	}
+	parts = append(parts, "", "")
+	at.res, at.name, at.sub = parts[0], parts[1], parts[2]
+	if at.res == "networkpolicies" || types()[at.res].kind == "" {
+		at.res += "." + at.group
+	}
+	return at
+}
+
+// one answers with one object.
+func (f *fakeAPI) one(w http.ResponseWriter, at spot) {
+	f.mu.Lock()
+	o := f.objs[at.res+"/"+at.namespace+"/"+at.name]
+	f.mu.Unlock()
+	if o == nil {
+		f.status(w, false, 404, "NotFound", at.name+" not found")
+		return
+	}
+	reply(w, false, 200, encode(o, apiVersion(at.res), kindName(at.res), false))
+}
+
+// change creates, replaces or patches an object, with the checks of resource versions that the source counts on.
+func (f *fakeAPI) change(w http.ResponseWriter, r *http.Request, at spot) {
+	body, _ := io.ReadAll(r.Body)
+	var m map[string]any
+	if err := json.Unmarshal(body, &m); err != nil {
+		f.status(w, false, 400, "BadRequest", err.Error())
+		return
+	}
+	next := &unstructured.Unstructured{Object: m}
+	name := cmp.Or(at.name, next.GetName())
+	f.mu.Lock()
+	old, _ := f.objs[at.res+"/"+at.namespace+"/"+name].(*unstructured.Unstructured)
+	f.mu.Unlock()
+	code, reason := 200, ""
+	switch {
+	case r.Method == http.MethodPost && old != nil:
+		code, reason = 409, "AlreadyExists"
+	case r.Method != http.MethodPost && old == nil:
+		code, reason = 404, "NotFound"
+	case old != nil && next.GetResourceVersion() != "" && next.GetResourceVersion() != old.GetResourceVersion():
+		code, reason = 409, "Conflict"
+	}
+	if code != 200 {
+		f.status(w, false, code, reason, reason+" "+name)
+		return
+	}
+	if r.Method == http.MethodPatch {
+		merged := old.DeepCopy().Object
+		mergeInto(merged, m)
+		next = &unstructured.Unstructured{Object: merged}
+	}
+	if r.Method == http.MethodDelete {
+		f.remove(old)
+	} else {
+		f.set(next)
+	}
+	at.name = name
+	f.one(w, at)
+}
+
+// mergeInto applies a merge patch.
+func mergeInto(to, patch map[string]any) {
+	for k, v := range patch {
+		below, is := v.(map[string]any)
+		old, has := to[k].(map[string]any)
+		if is && has {
+			mergeInto(old, below)
+		} else {
+			to[k] = v
+		}
+	}
+}
+
+// unserved reports whether it is of a definition that is not there, or of a version that it has not.
+func (f *fakeAPI) unserved(at spot) bool {
+	if types()[at.res].kind != "" {
 		return false
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	crd, ok := f.objs["customresourcedefinitions//"+res].(*unstructured.Unstructured)
-	return !ok || f.withheld || !slices.Contains(strings.Fields(crd.GetAnnotations()["versions"]), parts[2])
+	crd, ok := f.objs["customresourcedefinitions//"+at.res].(*unstructured.Unstructured)
+	if !ok || f.withheld {
+		return true
+	}
+	served := strings.Fields(crd.GetAnnotations()["versions"])
+	versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")
+	for _, v := range versions {
+		served = append(served, v.(map[string]any)["name"].(string))
+	}
+	return !slices.Contains(served, at.version)
 }
 
 // encode returns the object as the server would send it.
@@ -386,6 +486,11 @@ func (f *fakeAPI) watch(w http.ResponseWriter, r *http.Request, proto bool, res 
 		}
 		f.mu.Lock()
 		changed := f.changed
+		if since < f.oldest { // a request that was between two locks while history was forgotten
+			f.mu.Unlock()
+			send(w, proto, failure, &metav1.Status{Code: 410, Reason: "Expired", Message: "too old resource version"}, "v1", "Status")
+			return
+		}
 		var events []past
 		for _, c := range f.history {
 			if c.version <= since || c.resource != res {

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -123,6 +124,7 @@ type Source struct {
 	crds     map[string]bool           // guarded by mu: names of the cluster's CustomResourceDefinitions that are a language's
 	needs    map[string]language.Needs // guarded by mu: of the objects of each watch of policies
 	services bool                      // guarded by mu: see SetServices
+	counting bool                      // guarded by mu: this agent counts where policies are in force
 	done     bool                      // guarded by mu: complete was called
 	moved    chan struct{}             // guarded by mu: closed and replaced when a watch is synced
 	away     bool                      // guarded by mu: the outage has been reported
@@ -143,7 +145,7 @@ func New(cfg *rest.Config, o Options, w Writer, complete func(), log *slog.Logge
 		return nil, err
 	}
 	s := &Source{
-		api: api, opts: o, w: w, complete: complete, log: log, linger: 30 * time.Second, patience: 5 * time.Second, wake: make(chan struct{}, 1),
+		api: api, opts: o, w: w, complete: complete, log: log, linger: 30 * time.Second, patience: 15 * time.Second, wake: make(chan struct{}, 1),
 		watches: map[string]*watch{}, crds: map[string]bool{}, needs: map[string]language.Needs{}, moved: make(chan struct{}),
 		broken: map[string]problem{},
 	}
@@ -163,7 +165,8 @@ func New(cfg *rest.Config, o Options, w Writer, complete func(), log *slog.Logge
 	if o.Policy != nil {
 		s.policies, s.writers = policies(), map[string]PolicyWriter{remoteWatch: o.Policy.Writer(remoteWatch)}
 		for _, r := range s.policies {
-			s.writers[r.name] = o.Policy.Writer(r.name)
+			// Of two that write one key the store takes the first by name: Calico's new group before its old one.
+			s.writers[r.name] = o.Policy.Writer(strings.Replace(r.name, ".crd.projectcalico.org", ".projectcalico.org (crd)", 1))
 		}
 		if len(o.Policy.Languages) > 0 {
 			s.office = newOffice(s)

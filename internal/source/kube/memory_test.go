@@ -89,6 +89,41 @@ func TestBytesPerObject(t *testing.T) {
 	runtime.KeepAlive([]any{nodes, pods, slices})
 }
 
+// TestBytesPerPeer measures a pod of another node: 100,000 of them are in every agent of a large cluster with policy.
+func TestBytesPerPeer(t *testing.T) {
+	const n = 5000
+	pods := &corev1.PodList{}
+	for i := range n {
+		p := pod(fmt.Sprintf("web-7d9c5b6f4-%05d", i), fmt.Sprintf("n%d", i/100))
+		realistic(p, i)
+		p.Labels = map[string]string{"app": "web", "pod-template-hash": fmt.Sprint(i / 20)}
+		p.Status.PodIPs = []corev1.PodIP{{IP: "10.244.1.2"}, {IP: "fd00::1:2"}}
+		p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}}}}
+		pods.Items = append(pods.Items, *p)
+	}
+	r := remotePods("n1")
+	body := encode(pods, "v1", "List", true)
+	var strs wire.Strings
+	before := heap()
+	p, err := readPage(&http.Response{Header: http.Header{"Content-Type": {protobuf}}, Body: io.NopCloser(bytes.NewReader(body))}, r.forms[0].decode, &strs)
+	if err != nil || len(p.items) != n {
+		t.Fatalf("%d items, %v", len(p.items), err)
+	}
+	objs := make([]model.Object, 0, n)
+	for _, item := range p.items {
+		objs = append(objs, item.objs...)
+	}
+	p = page{}
+	per := (heap() - before) / n
+	t.Logf("%d bytes each in the heap", per)
+	if per > 600 {
+		t.Errorf("%d bytes each, want at most 600", per)
+	}
+	runtime.KeepAlive(objs)
+	runtime.KeepAlive(body)
+	runtime.KeepAlive(pods)
+}
+
 // TestChurnLeavesTheHeap adds and removes 1,000 nodes: what the source keeps must not grow.
 func TestChurnLeavesTheHeap(t *testing.T) {
 	f := newFake(t)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"weft/internal/convert/language"
 	"weft/internal/model"
 	"weft/internal/run"
 	"weft/internal/store"
@@ -36,7 +38,7 @@ type policed struct {
 	reports []string // guarded by mu
 }
 
-func startPolicy(t *testing.T, cfg *rest.Config, node string, languages ...string) *policed {
+func startPolicy(t *testing.T, cfg *rest.Config, node string, writes ...string) *policed {
 	t.Helper()
 	st, err := store.New(run.System())
 	if err != nil {
@@ -50,7 +52,10 @@ func startPolicy(t *testing.T, cfg *rest.Config, node string, languages ...strin
 			defer p.mu.Unlock()
 			p.reports = append(p.reports, what+": "+action)
 		},
-		Policy: &Policy{Languages: languages, Writer: func(watch string) PolicyWriter { return st.Writer("kube/" + watch) }},
+		Policy: &Policy{
+			Languages: writes, Realized: func(context.Context) error { return nil },
+			Writer: func(watch string) PolicyWriter { return st.Writer("kube/" + watch) },
+		},
 	}
 	if p.Source, err = New(cfg, o, st.Writer("kube"), func() { close(p.complete) }, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
@@ -142,8 +147,8 @@ func object(text string) *unstructured.Unstructured {
 	return o
 }
 
-// crd is a definition with the versions that the fake serves.
-func crd(name, versions string) *unstructured.Unstructured {
+// definition is one with the versions that the fake serves.
+func definition(name, versions string) *unstructured.Unstructured {
 	return object(fmt.Sprintf("apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {name: %s, annotations: {versions: %q}}", name, versions))
 }
 
@@ -206,7 +211,7 @@ func TestWatchesFollowPolicies(t *testing.T) {
 func TestCompleteMeansPoliciesAreKnown(t *testing.T) {
 	f := newFake(t)
 	cluster(f)
-	f.set(netpol("a"), crd(antrea, "v1alpha1 v1beta1"), object(tierOps))
+	f.set(netpol("a"), definition(antrea, "v1alpha1 v1beta1"), object(tierOps))
 	p := startPolicy(t, f.config(), "n1")
 	awaitClosed(t, p.complete)
 	if got, want := p.state(), strings.Join([]string{nsMain, mine, other, knpA, "tiers/antrea/ops"}, " "); got != want {
@@ -254,7 +259,7 @@ func TestNeedsOfPolicies(t *testing.T) {
 	f := newFake(t)
 	cluster(f)
 	const calico = "globalnetworkpolicies.projectcalico.org"
-	f.set(crd(calico, "v3"))
+	f.set(definition(calico, "v3"))
 	p := startPolicy(t, f.config(), "n1")
 	awaitClosed(t, p.complete)
 	gnp := func(name, rule string) *unstructured.Unstructured {
@@ -280,7 +285,7 @@ func TestDefinitionsComeAndGo(t *testing.T) {
 	f.mu.Lock()
 	f.withheld = true // a new definition is not served at once
 	f.mu.Unlock()
-	f.set(crd(antrea, "v1alpha1"), crd("certificates.cert-manager.io", "v1"), object(tierOps))
+	f.set(definition(antrea, "v1alpha1"), definition("certificates.cert-manager.io", "v1"), object(tierOps))
 	p.until("a watch that is not served", func() bool { return f.count("/apis/crd.antrea.io/") > 2 })
 	f.mu.Lock()
 	f.withheld = false
@@ -289,7 +294,7 @@ func TestDefinitionsComeAndGo(t *testing.T) {
 	if p.names() != strings.ReplaceAll(basic, "pods", "pods, "+antrea) {
 		t.Errorf("watches %s", p.names())
 	}
-	f.remove(crd(antrea, ""))
+	f.remove(definition(antrea, ""))
 	p.await(mine)
 	p.until("the watches of the start", func() bool { return p.names() == basic })
 	if f.count("cert-manager") != 0 {
@@ -305,7 +310,7 @@ func TestDefinitionThatIsNeverServed(t *testing.T) {
 	t.Parallel()
 	f := newFake(t)
 	cluster(f)
-	f.set(crd(antrea, ""))
+	f.set(definition(antrea, ""))
 	p := startPolicy(t, f.config(), "n1")
 	awaitClosed(t, p.complete)
 	if got := p.report(); !strings.Contains(got, "CustomResourceDefinition tiers.crd.antrea.io is there, but the API server does not serve it") {
@@ -320,7 +325,7 @@ func TestDefinitionThatIsNeverServed(t *testing.T) {
 func TestPartsComeAndGoTogether(t *testing.T) {
 	f := newFake(t)
 	cluster(f)
-	f.set(crd("ciliumnetworkpolicies.cilium.io", "v2"))
+	f.set(definition("ciliumnetworkpolicies.cilium.io", "v2"))
 	p := startPolicy(t, f.config(), "n1")
 	awaitClosed(t, p.complete)
 	cnp := func(specs ...string) *unstructured.Unstructured {
@@ -376,7 +381,7 @@ func TestRefusedPolicies(t *testing.T) {
 			f := newFake(t)
 			cluster(f)
 			if bad.crd != "" {
-				f.set(crd(bad.crd, bad.versions))
+				f.set(definition(bad.crd, bad.versions))
 			}
 			o := object(bad.yaml)
 			o.SetName("x")
@@ -455,13 +460,80 @@ func TestLastVersionOfAPolicyStays(t *testing.T) {
 func TestPoliciesSurviveAnOutage(t *testing.T) {
 	variants(t, func(t *testing.T, f *fakeAPI) {
 		cluster(f)
-		f.set(netpol("a"), netpol("b"), crd(antrea, "v1beta1"), object(tierOps))
+		f.set(netpol("a"), netpol("b"), definition(antrea, "v1beta1"), object(tierOps))
 		p := startPolicy(t, f.config(), "n1")
 		awaitClosed(t, p.complete)
 		f.fail(func(w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) })
-		f.remove(netpol("b"), crd(antrea, ""), pod("other", ""))
+		f.remove(netpol("b"), definition(antrea, ""), pod("other", ""))
 		f.compact()
 		f.fail(nil)
 		p.await(nsMain, mine, knpA)
 	})
+}
+
+// TestCalicosTwoGroups: both are read, and of two tiers with one name the new group's counts.
+func TestCalicosTwoGroups(t *testing.T) {
+	f := newFake(t)
+	cluster(f)
+	tier := func(apiVersion string, order int) *unstructured.Unstructured {
+		return object(fmt.Sprintf("apiVersion: %s\nkind: Tier\nmetadata: {name: ops}\nspec: {order: %d}", apiVersion, order))
+	}
+	f.set(definition("tiers.projectcalico.org", "v3"), definition("tiers.crd.projectcalico.org", "v1"), tier("projectcalico.org/v3", 3), tier("crd.projectcalico.org/v1", 1))
+	p := startPolicy(t, f.config(), "n1")
+	awaitClosed(t, p.complete)
+	order := func() float64 {
+		if tier := model.Get[*model.Tier](p.store.Snapshot(), model.TierKey("calico", "ops")); tier != nil {
+			return tier.Order
+		}
+		return 0
+	}
+	if order() != 3 {
+		t.Errorf("order %v", order())
+	}
+	f.remove(tier("projectcalico.org/v3", 3))
+	p.until("the old one", func() bool { return order() == 1 })
+}
+
+// TestManifestAllowsEveryWatch: the committed manifest lets the agents read every kind.
+func TestManifestAllowsEveryWatch(t *testing.T) {
+	b, err := os.ReadFile("../../../deploy/weft.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := map[string]bool{}
+	for _, doc := range strings.Split(string(b), "\n---\n") {
+		var o struct {
+			Rules []struct{ APIGroups, Resources, Verbs []string }
+		}
+		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range o.Rules {
+			if !slices.Equal(r.Verbs, []string{"list", "watch"}) {
+				t.Errorf("without languages the agents may %s %s", r.Verbs, r.Resources)
+			}
+			for _, g := range r.APIGroups {
+				for _, res := range r.Resources {
+					allowed[g+"/"+res] = true
+				}
+			}
+		}
+	}
+	want := []string{"apiextensions.k8s.io/customresourcedefinitions"}
+	for _, k := range language.Kinds() {
+		want = append(want, k.Type.Group+"/"+k.Plural)
+	}
+	for _, k := range Kinds() {
+		r, err := coreResource(k, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := place(r.forms[0].path)
+		want = append(want, at.group+"/"+at.res)
+	}
+	for _, w := range want {
+		if !allowed[w] {
+			t.Errorf("%s may not be read", w)
+		}
+	}
 }

@@ -55,7 +55,8 @@ func Kinds() []model.Kind {
 // coreResource returns the resource of a kind. Pods are those of the node only, unless that is empty.
 func coreResource(k model.Kind, node string) (resource, error) {
 	t := k8s.Type{APIVersion: "v1"}
-	path, query := "", url.Values{}
+	var path string
+	query := url.Values{}
 	switch k {
 	case model.KindNode:
 		t.Kind, path = "Node", "/api/v1/nodes"

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"weft/internal/convert/language"
+	"weft/internal/convert/status"
 	"weft/internal/model"
 )
 
@@ -22,6 +23,10 @@ type watch struct {
 	// unserved: the server says, and has said for some time, that the definition which is there is not served. It is no longer
 	// waited for.
 	unserved bool
+	restart  bool   // its objects are to be looked at anew
+	language string // of a watch of policies
+	counted  bool   // its progress is reported, see progress
+	version  uint64 // of a counted watch: up to which its objects are in the store
 }
 
 // unservedAfter is how long a CustomResourceDefinition that is there may not be served before nothing waits for it. It takes a
@@ -42,6 +47,9 @@ func (s *Source) desired() []string {
 		if s.crds[r.name] {
 			out = append(out, r.name)
 		}
+	}
+	if s.counting {
+		out = append(out, leaseWatch)
 	}
 	for _, name := range s.wide() {
 		if !slices.Contains(out, name) {
@@ -83,12 +91,17 @@ func (s *Source) newWatch(name string) *watch {
 	case crdWatch:
 		w.resource, w.target = crds(), &definitions{s}
 		return w
+	case leaseWatch:
+		w.resource, w.target = leases(s.office.namespace), &agents{s.office.statuses}
+		return w
 	case remoteWatch:
 		w.resource, w.target = remotePods(s.opts.Node), rows{s.writers[name], model.KindPod}
 		return w
 	}
 	if i := slices.IndexFunc(s.policies, func(r resource) bool { return r.name == name }); i >= 0 {
-		w.resource, w.target = s.policies[i], newPolicySet(s, s.policies[i])
+		p := newPolicySet(s, s.policies[i])
+		w.resource, w.target, w.language = s.policies[i], p, p.kind.Language
+		w.counted = s.office != nil && s.office.reporter != nil && status.Counts(p.kind)
 		return w
 	}
 	r, err := coreResource(model.Kind(name), s.opts.Node)
@@ -121,7 +134,7 @@ func (s *Source) Run(ctx context.Context) error {
 // adjust starts the watches that should stand and ends those that should not. The channel says when to look again; nil: not
 // before something changes.
 func (s *Source) adjust(ctx context.Context, wg *sync.WaitGroup) <-chan time.Time {
-	var surplus []*watch
+	var surplus, again []*watch
 	var later time.Duration
 	s.mu.Lock()
 	want := s.desired()
@@ -131,9 +144,14 @@ func (s *Source) adjust(ctx context.Context, wg *sync.WaitGroup) <-chan time.Tim
 			w = s.newWatch(name)
 			s.watches[name] = w
 		}
-		if w.idle = (time.Time{}); w.stop == nil {
+		w.idle = time.Time{}
+		switch {
+		case w.stop == nil:
 			s.launch(ctx, wg, w)
+		case w.restart:
+			again = append(again, w)
 		}
+		w.restart = false
 	}
 	for name, w := range s.watches {
 		if slices.Contains(want, name) {
@@ -144,7 +162,7 @@ func (s *Source) adjust(ctx context.Context, wg *sync.WaitGroup) <-chan time.Tim
 		}
 		// A definition that is gone is gone; what policies needed a moment ago they may need again.
 		rest := s.linger - time.Since(w.idle)
-		if s.isPolicy(name) || rest <= 0 {
+		if s.isPolicy(name) || name == leaseWatch || rest <= 0 {
 			surplus = append(surplus, w)
 			continue
 		}
@@ -155,6 +173,13 @@ func (s *Source) adjust(ctx context.Context, wg *sync.WaitGroup) <-chan time.Tim
 	s.mu.Unlock()
 	for _, w := range surplus {
 		s.end(w)
+	}
+	for _, w := range again {
+		w.stop()
+		<-w.ended
+		s.mu.Lock()
+		s.launch(ctx, wg, w)
+		s.mu.Unlock()
 	}
 	if later == 0 {
 		return nil

@@ -140,7 +140,7 @@ func (w *watcher) page(ctx context.Context, q url.Values) (page, error) {
 func (w *watcher) take(i item) change {
 	w.check(i)
 	if w.office == nil || !w.office.holds() {
-		i.raw = nil // large, and nobody writes its status
+		i.raw = nil // large, and nobody looks at it
 	}
 	if i.err == nil {
 		i.name = ""
@@ -166,6 +166,7 @@ func (w *watcher) replace(ctx context.Context, all []change, version string) {
 	w.target.replace(ctx, all)
 	w.version = version
 	w.synced(w.res.name)
+	w.stored(w.res.name, version)
 }
 
 // errSilent is the end of a watch list whose initial events did not come to their end: a proxy that
@@ -317,6 +318,7 @@ func (w *watcher) flush(ctx context.Context, b *batch) {
 			some = append(some, b.changes[id])
 		}
 		w.target.apply(ctx, some)
+		w.stored(w.res.name, b.version)
 	}
 	if b.version != "" {
 		w.version = b.version

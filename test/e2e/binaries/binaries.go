@@ -1,8 +1,8 @@
 // Package binaries builds every program of the test cluster from Go modules alone: Kubernetes, etcd,
-// containerd, runc, CoreDNS, the reference CNI plugins, helm and the upstream test suite.
+// containerd, runc, CoreDNS, the reference CNI plugins, helm and the upstream test suites.
 //
 // It does not download programs, and it does not build weft itself. The result is kept in a directory whose
-// name is a hash of all versions, so that a changed version never meets an old program. The first build takes
+// name is a hash of the cluster's versions, so that a changed version never meets an old program. The first build takes
 // about twelve minutes on two cores; later ones, seconds.
 package binaries
 
@@ -57,7 +57,7 @@ func Build(ctx context.Context, progress func(string), names ...string) (string,
 	for _, n := range names {
 		wanted[n] = true
 	}
-	for _, m := range Modules() {
+	for _, m := range append(Modules(), Suites()...) {
 		for _, p := range m.Programs {
 			if len(names) > 0 && !wanted[p.Name] {
 				continue
@@ -70,6 +70,12 @@ func Build(ctx context.Context, progress func(string), names ...string) (string,
 			if err := m.build(ctx, dir, p); err != nil {
 				return "", err
 			}
+		}
+		if len(names) > 0 {
+			continue
+		}
+		if err := m.copyFiles(ctx, dir); err != nil {
+			return "", fmt.Errorf("files of %s: %w", m.Name, err)
 		}
 	}
 	for n := range wanted {
@@ -106,6 +112,37 @@ func (m Module) build(ctx context.Context, dir string, p Program) error {
 		return fmt.Errorf("build %s: %w", p.Name, err)
 	}
 	return os.Rename(tmp, filepath.Join(dir, p.Name))
+}
+
+// copyFiles copies the module's files, unless they are there.
+func (m Module) copyFiles(ctx context.Context, dir string) error {
+	for name, path := range m.Files {
+		dst := filepath.Join(dir, name)
+		if _, err := os.Stat(dst); err == nil {
+			continue
+		}
+		module, _, _ := strings.Cut(m.Requires[len(m.Requires)-1], "@")
+		cmd := exec.CommandContext(ctx, "go", "list", "-mod=mod", "-m", "-f", "{{.Dir}}", module)
+		cmd.Dir, cmd.Env = filepath.Join(dir, ".build", m.Name), append(os.Environ(), "GOFLAGS=", "GOWORK=off")
+		out, err := cmd.Output()
+		if err != nil {
+			return fmt.Errorf("directory of %s: %w", module, err)
+		}
+		b, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), path))
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(dst+".tmp", b, 0o644); err != nil {
+			return err
+		}
+		if err := os.Rename(dst+".tmp", dst); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // initialise writes a go.mod that requires the module, unless there is one.

@@ -9,6 +9,8 @@ type Module struct {
 	// Replaced says that the first module names its companions with local replacements, as Kubernetes does with
 	// its staging modules. They are published apart, under v0 and the same minor and patch version.
 	Replaced bool
+	// Files are files of the last module, by their name in the directory of binaries.
+	Files map[string]string `json:",omitempty"`
 }
 
 // Program is one binary.
@@ -31,9 +33,14 @@ const (
 	CoreDNS    = "v1.15.0"
 	plugins    = "v1.9.1"
 	helm       = "v3.22.0"
+	// policyAPI is sig-network's ClusterNetworkPolicy with its conformance suite; policyAlpha is the last release that has
+	// AdminNetworkPolicy and BaselineAdminNetworkPolicy, and policyHost the Kubernetes whose test framework it uses.
+	policyAPI   = "v0.3.0"
+	policyAlpha = "v0.1.1"
+	policyHost  = "v1.26.15"
 )
 
-// Modules lists all modules, in the order in which they are built: what fails fast comes first.
+// Modules lists the modules that the cluster consists of, in the order in which they are built: what fails fast comes first.
 func Modules() []Module {
 	return []Module{
 		{Name: "runc", Requires: []string{"github.com/opencontainers/runc@" + runc}, Programs: []Program{{
@@ -73,6 +80,31 @@ func Modules() []Module {
 		}},
 	}
 }
+
+// Suites lists the modules of further test suites. Their files have versions in their names, and are no part of the directory's
+// hash: a new suite is no reason to build the cluster again.
+func Suites() []Module {
+	const module = "sigs.k8s.io/network-policy-api"
+	return []Module{
+		{Name: "policy-" + policyAPI, Requires: []string{module + "@" + policyAPI}, Programs: []Program{
+			{Name: PolicySuite, Package: module + "/conformance", Test: true},
+		}, Files: map[string]string{
+			PolicySuite + "-crd/clusternetworkpolicies.yaml": "config/crd/experimental/policy.networking.k8s.io_clusternetworkpolicies.yaml",
+		}},
+		{Name: "policy-" + policyAlpha, Requires: []string{"k8s.io/kubernetes@" + policyHost, module + "@" + policyAlpha}, Replaced: true, Programs: []Program{
+			{Name: PolicyAlphaSuite, Package: module + "/conformance", Test: true},
+		}, Files: map[string]string{
+			PolicyAlphaSuite + "-crd/adminnetworkpolicies.yaml":         "config/crd/policy.networking.k8s.io_adminnetworkpolicies.yaml",
+			PolicyAlphaSuite + "-crd/baselineadminnetworkpolicies.yaml": "config/crd/policy.networking.k8s.io_baselineadminnetworkpolicies.yaml",
+		}},
+	}
+}
+
+// Programs of suites that are Go test binaries, with the definitions that they need in the directory of that name and "-crd".
+const (
+	PolicySuite      = "policy-" + policyAPI + ".test"
+	PolicyAlphaSuite = "policy-" + policyAlpha + ".test"
+)
 
 // leanContainerd leaves out the snapshotters that need C libraries.
 const leanContainerd = "no_btrfs,no_devmapper,no_zfs"

@@ -26,13 +26,13 @@ const (
 )
 
 // images are all images that the nodes have. They are one shared layer under the names that the
-// upstream suite of this version asks for; nothing is ever pulled.
+// upstream suites of these versions ask for; nothing is ever pulled.
 func images(toolbox *image.Layer) []image.Image {
 	tb := []*image.Layer{toolbox}
 	agnhost := []string{"/agnhost"}
 	list := []image.Image{
 		{Names: []string{pauseImage, "registry.k8s.io/pause:3.10.1"}, Layers: tb, Entrypoint: []string{"/usr/bin/pause"}},
-		{Names: []string{suite + "agnhost:2.66.1", suite + "agnhost:2.55"}, Layers: tb, Entrypoint: agnhost, Cmd: []string{"pause"}},
+		{Names: []string{suite + "agnhost:2.66.1", suite + "agnhost:2.55", suite + "agnhost:2.45", suite + "agnhost:2.43"}, Layers: tb, Entrypoint: agnhost, Cmd: []string{"pause"}},
 		{Names: []string{suite + "busybox:1.37.0-2", ToolboxImage}, Layers: tb, Cmd: []string{"/bin/sh"}},
 		{Names: []string{suite + "nginx:1.27.0-2"}, Layers: tb, Entrypoint: agnhost, Cmd: []string{"netexec", "--http-port=80", "--udp-port=-1"}},
 		{Names: []string{suite + "glibc-dns-testing:2.1.1"}, Layers: tb, Entrypoint: []string{"/bin/sleep"}, Cmd: []string{"100000"}},
@@ -89,7 +89,7 @@ func buildOwn(ctx context.Context, dir string) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", dir+"/",
-		"./test/e2e/pause", "./test/e2e/traffic")
+		"./test/e2e/agnhost", "./test/e2e/first", "./test/e2e/pause", "./test/e2e/traffic")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build programs of the toolbox: %w\n%s", err, out)
@@ -97,7 +97,7 @@ func buildOwn(ctx context.Context, dir string) error {
 	return nil
 }
 
-// toolbox is the shared layer: agnhost, our own programs, and tools of this machine with their libraries.
+// toolbox is the shared layer: agnhost (with SCTP where the kernel has none), our own programs, and tools of this machine with their libraries.
 func (c *Cluster) toolbox(own string) (*image.Layer, error) {
 	l := image.NewLayer()
 	for _, d := range []string{"proc", "sys", "dev", "run", "root", "uploads", "usr/local/bin"} {
@@ -107,9 +107,11 @@ func (c *Cluster) toolbox(own string) (*image.Layer, error) {
 	l.Bytes("/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"))
 	l.Bytes("/etc/group", 0o644, []byte("root:x:0:\nnogroup:x:65534:\n"))
 	l.Bytes("/etc/nsswitch.conf", 0o644, []byte("hosts: files dns\npasswd: files\ngroup: files\n"))
-	l.File("/agnhost", 0o755, c.program("agnhost"))
+	l.File("/agnhost", 0o755, filepath.Join(own, "agnhost")) // hands over to the next
+	l.File("/usr/bin/agnhost", 0o755, c.program("agnhost"))
 	l.File("/coredns", 0o755, c.program("coredns")) // the suite expects it in agnhost's image
 	l.File("/usr/bin/pause", 0o755, filepath.Join(own, "pause"))
+	l.File("/usr/bin/first", 0o755, filepath.Join(own, "first"))
 	l.Symlink("/pause", "/usr/bin/pause")
 	l.File("/usr/bin/traffic", 0o755, filepath.Join(own, "traffic"))
 	for _, tool := range []string{"bash", "dash", "curl", "nc.openbsd", "dig", "nslookup", "host", "ip", "ss", "ping", "getent", "tcpdump", "nft"} {
