@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -96,7 +95,7 @@ func startNode(p Place) (*node, error) {
 		reconcile.Stage{Name: "nothing", Driver: nothing{}, Kinds: others}, reconcile.Stage{Name: "ebpf", Driver: driver, Kinds: ebpf.Kinds()})
 	var ctx context.Context
 	ctx, n.stop = context.WithCancel(context.Background())
-	n.run = run.NewGroup(ctx, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	n.run = run.NewGroup(ctx, slog.New(slog.DiscardHandler))
 	n.w = n.store.Writer("bench")
 	began := time.Now()
 	n.w.Upsert(objs...)
