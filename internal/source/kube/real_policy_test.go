@@ -11,7 +11,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	kruntime "k8s.io/apimachinery/pkg/runtime"
 
@@ -107,7 +106,6 @@ func TestRealPolicies(t *testing.T) {
 	}
 	r := newReal(t)
 	r.do(t, "POST", nodesPath, node("n1", "10.244.1.0/24"))
-	r.do(t, "POST", "/api/v1/namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system"}})
 	for name, on := range map[string]string{"mine": "n1", "other": "n2", "pending": ""} {
 		r.do(t, "POST", podsPath, realPod(name, on))
 	}
