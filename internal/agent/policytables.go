@@ -108,11 +108,18 @@ func (a *Agent) policyDiff(_ context.Context, r api.DiffRequest) (api.DiffReply,
 		}
 	}
 	before := a.store.Snapshot()
-	changes, pairs := policy.Diff(before, policy.With(before, changed))
-	out := api.DiffReply{Pairs: pairs}
-	for _, c := range changes {
+	var open []policy.Flow
+	if err := a.ebpf.Connections(func(c ebpf.Conn) bool {
+		open = append(open, policy.Flow{Src: c.Src, Dst: c.Dst, Proto: int(c.Proto), SrcPort: c.SrcPort, DstPort: c.DstPort})
+		return true
+	}); err != nil {
+		return api.DiffReply{}, err
+	}
+	d := policy.Diff(before, policy.With(before, changed), open)
+	out := api.DiffReply{Pairs: d.Pairs, Open: d.Open}
+	for _, c := range d.Changes {
 		out.Changes = append(out.Changes, api.DiffChange{
-			From: c.From, To: c.To, Port: c.L4.String(), Before: c.Before.String(), After: c.After.String(), By: c.By,
+			From: c.From, To: c.To, Port: c.L4.String(), Before: c.Before.String(), After: c.After.String(), By: c.By, Seen: c.Seen,
 		})
 	}
 	return out, nil

@@ -127,7 +127,8 @@ func printDiff(w io.Writer, r api.DiffReply) error {
 	if err := align(w, []string{"FROM", "TO", "PORT", "NOW", "THEN", "CONNECTIONS", "BY"}, rows); err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "\n%d of %d pairs change. Connections are those open through this node now; what runs now and then (jobs) is not seen.\n", len(r.Changes), r.Pairs)
+	fmt.Fprintf(w, "\n%d kinds of connections change, between %d pairs of kinds of ends; %d connections of pods under policy on this node are affected.\n"+
+		"What runs now and then, such as jobs, may not be open now.\n", len(r.Changes), r.Pairs, r.Open)
 	return nil
 }
 

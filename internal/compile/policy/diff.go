@@ -76,6 +76,15 @@ type Change struct {
 	L4            plan.L4
 	Before, After model.Verdict
 	By            string // what decides afterwards
+	Seen          int    // flows between such ends that are open and would be affected
+}
+
+// Flow is a connection that is open.
+type Flow struct {
+	Src, Dst netip.Addr
+	Proto    int
+	SrcPort  uint16
+	DstPort  uint16
 }
 
 // compared is one side of a comparison: every pod of the cluster as if it were on one node.
@@ -112,11 +121,17 @@ type kind struct {
 	changed  [2]bool      // by direction: the sets differ
 }
 
-// Diff returns what changes between two snapshots, and how many pairs of kinds of ends were compared. Connections are taken to be
-// new, and nodes' own traffic to their pods is left out.
-func Diff(before, after model.Snapshot) ([]Change, int) {
+// Difference is what changes between two snapshots.
+type Difference struct {
+	Changes []Change
+	Pairs   int // of kinds of ends that were compared
+	Open    int // flows that would be affected
+}
+
+// Diff compares two snapshots. Connections are taken to be new, and nodes' own traffic to their pods is left out.
+func Diff(before, after model.Snapshot, open []Flow) Difference {
 	b, a := compileAll(before), compileAll(after)
-	kinds := kindsOf(b, a)
+	kinds, byAddr := kindsOf(b, a)
 	ports := portsOf(b.e, a.e)
 	var out []Change
 	pairs := 0
@@ -133,7 +148,26 @@ func Diff(before, after model.Snapshot) ([]Change, int) {
 			}
 		}
 	}
-	return out, pairs
+	d := Difference{Changes: out, Pairs: pairs}
+	d.count(b.e, a.e, byAddr, kinds[len(kinds)-1], open)
+	return d
+}
+
+// count adds up the open flows that would be affected.
+func (d *Difference) count(b, a *Engine, byAddr map[netip.Addr]*kind, outside *kind, open []Flow) {
+	for _, f := range open {
+		from, to := cmp.Or(byAddr[f.Src], outside), cmp.Or(byAddr[f.Dst], outside)
+		pkt := plan.Packet{Family: netset.Of(f.Src), Proto: f.Proto, SrcPort: f.SrcPort, DstPort: f.DstPort}
+		if verdict(b, from.was, to.was, f.Src, f.Dst, pkt).Verdict() == verdict(a, from.now, to.now, f.Src, f.Dst, pkt).Verdict() {
+			continue
+		}
+		d.Open++
+		for i := range d.Changes {
+			if c := &d.Changes[i]; c.From == from.text && c.To == to.text && c.L4.Covers(plan.L4{Proto: f.Proto, Port: f.DstPort, Bits: 16}) {
+				c.Seen++
+			}
+		}
+	}
 }
 
 func compare(b, a *Engine, from, to *kind, m plan.L4) (Change, bool) {
@@ -150,7 +184,7 @@ func compare(b, a *Engine, from, to *kind, m plan.L4) (Change, bool) {
 				if now.Egress.Verdict == model.VerdictAllow {
 					by = now.Ingress.By
 				}
-				return Change{from.text, to.text, from.id, to.id, m, was.Verdict(), now.Verdict(), by}, true
+				return Change{From: from.text, To: to.text, FromID: from.id, ToID: to.id, L4: m, Before: was.Verdict(), After: now.Verdict(), By: by}, true
 			}
 		}
 	}
@@ -161,9 +195,9 @@ func verdict(e *Engine, from, to *local, src, dst netip.Addr, pkt plan.Packet) A
 	return Answer{Egress: e.side(from, dst, plan.Egress, pkt), Ingress: e.side(to, src, plan.Ingress, pkt)}
 }
 
-// kindsOf puts pods together that are alike on both sides, and adds the world.
-func kindsOf(b, a compared) []*kind {
-	byKey := map[string]*kind{}
+// kindsOf puts pods together that are alike on both sides, and adds the world as the last. It says, too, of which kind an address is.
+func kindsOf(b, a compared) ([]*kind, map[netip.Addr]*kind) {
+	byKey, byAddr := map[string]*kind{}, map[netip.Addr]*kind{}
 	for _, k := range slices.SortedFunc(maps.Keys(a.pods), compareKeys) {
 		now, was := a.pods[k], b.pods[k]
 		if was == nil {
@@ -182,6 +216,9 @@ func kindsOf(b, a compared) []*kind {
 			byKey[key] = x
 		}
 		x.n++
+		for _, addr := range pod.Addrs {
+			byAddr[addr] = x
+		}
 	}
 	out := slices.Collect(maps.Values(byKey))
 	for _, x := range out {
@@ -192,7 +229,7 @@ func kindsOf(b, a compared) []*kind {
 	slices.SortFunc(out, func(x, y *kind) int { return cmp.Compare(x.text, y.text) })
 	// Documentation addresses (RFC 5737, RFC 3849) are nobody's.
 	world := []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 1}), netip.MustParseAddr("2001:db8::1")}
-	return append(out, &kind{text: "outside", n: 1, id: plan.IdentityWorld, addrs: world})
+	return append(out, &kind{text: "outside", n: 1, id: plan.IdentityWorld, addrs: world}), byAddr
 }
 
 func idsOf(l *local) [2]plan.ID {

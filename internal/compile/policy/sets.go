@@ -47,6 +47,7 @@ func (e *Engine) takePolicy(k model.Key) {
 	if k.Kind != model.KindPolicy {
 		return
 	}
+	defer e.strangers(len(e.policies) > 0)
 	if old := e.policies[k]; old != nil {
 		e.selected(old)
 		delete(e.policies, k)
@@ -56,7 +57,6 @@ func (e *Engine) takePolicy(k model.Key) {
 		}
 		e.ports.use(old, -1)
 	}
-	defer e.strangers(len(e.policies) > 0)
 	m := model.Get[*model.Policy](e.snap, k)
 	if m == nil || m.Hook != model.HookWorkload {
 		return

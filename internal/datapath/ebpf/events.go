@@ -128,26 +128,53 @@ func (d *Driver) LostDenials() uint64 {
 	return sum
 }
 
-// Conns returns how many flows of pods under policy the kernel remembers, whether they still live or not.
-func (d *Driver) Conns() (int, error) {
+// Conn is a connection that policy has allowed and that is still known.
+type Conn struct {
+	Src, Dst         netip.Addr // Src opened it
+	SrcPort, DstPort uint16     // 0 of what has no ports
+	Proto            uint8
+}
+
+// Connections calls f for the connections that are known to be allowed, until it returns false. Of those that come and go meanwhile
+// some may be missed, or come twice. It may be called from any goroutine.
+func (d *Driver) Connections(f func(Conn) bool) error {
 	d.apply.Lock()
-	defer d.apply.Unlock()
 	m, err := d.policy.conns.open()
+	d.apply.Unlock()
 	if err != nil || m == nil {
-		return 0, err
+		return err
 	}
 	defer func() { _ = m.Close() }()
 	var pair weftWeftPair
 	var conn weftWeftConn
-	n := 0
 	entries := m.Iterate()
 	for entries.Next(&pair, &conn) {
-		n++
+		src := 0
+		if conn.Flags&connSecond != 0 {
+			src = 1
+		}
+		c := Conn{
+			Src: addrFrom(pair.Addr[src]), Dst: addrFrom(pair.Addr[1-src]), SrcPort: bigEndian(pair.Port[src]), DstPort: bigEndian(pair.Port[1-src]),
+			Proto: uint8(pair.Proto),
+		}
+		if !f(c) {
+			return nil
+		}
 	}
 	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return 0, fmt.Errorf("count flows: %w", err)
+		return fmt.Errorf("list connections: %w", err)
 	}
-	return n, nil
+	return nil
+}
+
+// connSecond is CONN_SECOND of bpf/lib/conn.h.
+const connSecond = 0x01
+
+// Conns returns how many flows of pods under policy the kernel remembers, whether they still live or not.
+func (d *Driver) Conns() (int, error) {
+	n := 0
+	err := d.Connections(func(Conn) bool { n++; return true })
+	return n, err
 }
 
 // readyConns makes room for flows.
