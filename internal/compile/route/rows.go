@@ -33,7 +33,7 @@ func (l local) compileNode(s model.Snapshot) []plan.Row {
 	set := &plan.Settings{
 		By: by, GatewayMAC: model.GatewayMAC, VNI: l.cfg.Backend.VNI, Port: l.cfg.Backend.Port,
 		Underlay: l.underlay.Name, Addrs: l.node.Addrs, Tracked: tracked(s),
-		Policed: !l.cfg.Policy.Disabled, Keep: l.cfg.Policy.Established == "keep",
+		Policed: !l.cfg.Policy.Disabled, Keep: l.cfg.Policy.Established == "keep", Probe: l.cfg.Backend.ProbePort,
 	}
 	if l.cfg.Backend.Type == "vxlan" {
 		set.Overlay = OverlayName
