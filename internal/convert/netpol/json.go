@@ -1,11 +1,8 @@
 package netpol
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"reflect"
 
 	"weft/internal/convert/object"
 )
@@ -49,26 +46,26 @@ func Parse(o *object.Object, d Dialect) *Spec {
 
 // ReadHead reads a spec into a struct, and the subject and the directions from two fields of it.
 func (s *Spec) ReadHead(raw json.RawMessage, into any, podSelector, policyTypes *json.RawMessage) {
-	var bad Mistakes
-	if !decode(&s.Bad, "spec", raw, into) {
-		s.PodsErr = s.Bad.errs[0]
-		s.Bad = Mistakes{}
+	var bad object.Mistakes
+	if !s.Bad.Decode("spec", raw, into) {
+		s.PodsErr = s.Bad.Errs[0]
+		s.Bad = object.Mistakes{}
 		return
 	}
-	if s.Pods = new(object.LabelSelector); !decode(&bad, "spec.podSelector", *podSelector, s.Pods) {
-		s.PodsErr = bad.errs[0]
-	} else if len(bad.errs) > 0 { // an unknown field: what is left is the subject, and allows nothing
-		s.Bad.Wrap("spec.podSelector", bad.errs[0])
+	if s.Pods = new(object.LabelSelector); !bad.Decode("spec.podSelector", *podSelector, s.Pods) {
+		s.PodsErr = bad.Errs[0]
+	} else if len(bad.Errs) > 0 { // an unknown field: what is left is the subject, and allows nothing
+		s.Bad.Wrap("spec.podSelector", bad.Errs[0])
 	}
-	bad = Mistakes{}
-	if !decode(&bad, "spec.policyTypes", *policyTypes, &s.Types) {
-		s.TypesErr = bad.errs[0]
+	bad = object.Mistakes{}
+	if !bad.Decode("spec.policyTypes", *policyTypes, &s.Types) {
+		s.TypesErr = bad.Errs[0]
 	}
 }
 
 // ReadRules reads a list of rules. Of what is no list there is one rule, which allows nothing.
 func ReadRules(field string, raw json.RawMessage, each func(*Rule, json.RawMessage)) []Rule {
-	var bad Mistakes
+	var bad object.Mistakes
 	list, ok := List(&bad, field, raw)
 	if !ok {
 		return []Rule{{Field: field, Bad: bad}}
@@ -76,7 +73,7 @@ func ReadRules(field string, raw json.RawMessage, each func(*Rule, json.RawMessa
 	var out []Rule
 	for i, data := range list {
 		r := Rule{Field: fmt.Sprintf("%s[%d]", field, i)}
-		if absent(data) { // not {}, which allows everything
+		if object.Absent(data) { // not {}, which allows everything
 			r.Bad.Add(r.Field, "is null")
 		}
 		each(&r, data)
@@ -100,7 +97,7 @@ func ReadPeers(r *Rule, name string, raw json.RawMessage, d Dialect) []Peer {
 		right := r.Decode(p.Field, data, &in)
 		p.Pods, p.Namespaces, p.Block = in.PodSelector, in.NamespaceSelector, in.IPBlock
 		switch {
-		case absent(in.DomainNames):
+		case object.Absent(in.DomainNames):
 		case d.CheckName == nil:
 			r.Bad.Wrap(p.Field, &object.UnknownField{Field: p.Field, Name: "domainNames"})
 			right = false
@@ -118,7 +115,7 @@ func ReadPeers(r *Rule, name string, raw json.RawMessage, d Dialect) []Peer {
 // ReadNames reads a list of DNS names or patterns.
 func (p *Peer) ReadNames(r *Rule, name string, raw json.RawMessage, check func(string) error) {
 	p.NamesField, p.Names = p.Field+"."+name, []string{}
-	if !decode(&r.Bad, p.NamesField, raw, &p.Names) {
+	if !r.Bad.Decode(p.NamesField, raw, &p.Names) {
 		return
 	}
 	if len(p.Names) == 0 {
@@ -143,10 +140,10 @@ func ReadPorts(r *Rule, raw json.RawMessage) []Port {
 			Port     *Value  `json:"port"`
 			EndPort  *int64  `json:"endPort"`
 		}
-		if absent(data) {
+		if object.Absent(data) {
 			r.Bad.Add(p.Field, "is null")
 		}
-		if !decode(&r.Bad, p.Field, data, &in) {
+		if !r.Bad.Decode(p.Field, data, &in) {
 			continue
 		}
 		p.Protocol, p.Port, p.EndPort = in.Protocol, in.Port, in.EndPort
@@ -157,42 +154,15 @@ func ReadPorts(r *Rule, raw json.RawMessage) []Port {
 
 // Decode decodes a part of the rule, and notes what is wrong with it; it returns whether nothing is.
 func (r *Rule) Decode(field string, raw json.RawMessage, into any) bool {
-	before := len(r.Bad.errs)
-	decode(&r.Bad, field, raw, into)
-	return len(r.Bad.errs) == before
+	before := len(r.Bad.Errs)
+	r.Bad.Decode(field, raw, into)
+	return len(r.Bad.Errs) == before
 }
 
 // List decodes a list of things that are decoded one by one; ok is false if it is none. Absent is empty.
-func List(bad *Mistakes, field string, raw json.RawMessage) (list []json.RawMessage, ok bool) {
-	ok = decode(bad, field, raw, &list)
+func List(bad *object.Mistakes, field string, raw json.RawMessage) (list []json.RawMessage, ok bool) {
+	ok = bad.Decode(field, raw, &list)
 	return list, ok
-}
-
-// decode decodes a part of an object, and notes what is wrong with it; ok is false if it was not decoded.
-func decode(bad *Mistakes, field string, raw json.RawMessage, into any) (ok bool) {
-	if absent(raw) {
-		return true
-	}
-	switch kind := reflect.TypeOf(into).Elem().Kind(); {
-	case kind == reflect.Struct && raw[0] != '{':
-		bad.Add(field, "want an object")
-		return false
-	case kind == reflect.Slice && raw[0] != '[':
-		bad.Add(field, "want a list")
-		return false
-	}
-	err := object.Decode(field, raw, into)
-	if err == nil {
-		return true
-	}
-	bad.Wrap(field, err)
-	var unknown *object.UnknownField
-	return errors.As(err, &unknown)
-}
-
-// absent reports whether a field is not there or null, which Kubernetes does not tell apart.
-func absent(raw json.RawMessage) bool {
-	return len(raw) == 0 || bytes.Equal(raw, []byte("null"))
 }
 
 // UnmarshalJSON reads a number or a string.

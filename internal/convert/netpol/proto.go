@@ -41,7 +41,7 @@ func (s *Spec) read(f wire.Field) error {
 }
 
 // unknown notes a field that has no name here.
-func unknown(bad *Mistakes, field string, f wire.Field) {
+func unknown(bad *object.Mistakes, field string, f wire.Field) {
 	bad.Add(field, "unknown field number %d", f.Num)
 }
 
@@ -63,7 +63,7 @@ func (r *Rule) reader(peers string) func(wire.Field) error {
 	}
 }
 
-func (p *Port) read(f wire.Field, bad *Mistakes) error {
+func (p *Port) read(f wire.Field, bad *object.Mistakes) error {
 	switch f.Num {
 	case 1:
 		v := f.Shared()
@@ -93,7 +93,7 @@ func (v *Value) read(f wire.Field) error {
 	return nil
 }
 
-func (p *Peer) read(f wire.Field, bad *Mistakes) error {
+func (p *Peer) read(f wire.Field, bad *object.Mistakes) error {
 	switch f.Num {
 	case 1:
 		p.Pods = new(object.LabelSelector)
@@ -120,7 +120,7 @@ func (p *Peer) read(f wire.Field, bad *Mistakes) error {
 }
 
 // selectorOf reads a label selector.
-func selectorOf(s *object.LabelSelector, bad *Mistakes, field string) func(wire.Field) error {
+func selectorOf(s *object.LabelSelector, bad *object.Mistakes, field string) func(wire.Field) error {
 	return func(f wire.Field) error {
 		switch f.Num {
 		case 1:

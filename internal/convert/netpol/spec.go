@@ -23,7 +23,7 @@ type Spec struct {
 	TypesErr        error
 	Ingress, Egress []Rule
 	// Bad are mistakes that concern all rules, such as a field that nobody knows: none of them allows anything.
-	Bad Mistakes
+	Bad object.Mistakes
 }
 
 // Rule is one rule of a Spec.
@@ -31,7 +31,7 @@ type Rule struct {
 	Field string // "spec.ingress[2]"
 	Peers []Peer // nil or empty: everything
 	Ports []Port // nil or empty: every port of every protocol
-	Bad   Mistakes
+	Bad   object.Mistakes
 }
 
 // Peer is one element of a rule's "from" or "to".
@@ -64,29 +64,6 @@ type Value struct {
 	Named  bool // it is Name
 }
 
-// Mistakes are what is wrong with a part of an object.
-type Mistakes struct {
-	field string // the path of the first; "" if there is none
-	errs  []error
-}
-
-// Add notes a mistake in a field.
-func (m *Mistakes) Add(field, format string, a ...any) {
-	m.Wrap(field, fmt.Errorf("%s: %w", field, fmt.Errorf(format, a...)))
-}
-
-// Wrap notes an error that names the field already.
-func (m *Mistakes) Wrap(field string, err error) {
-	var unknown *object.UnknownField
-	if errors.As(err, &unknown) {
-		field = unknown.Field + "." + unknown.Name
-	}
-	if m.field == "" {
-		m.field = field
-	}
-	m.errs = append(m.errs, err)
-}
-
 // Result judges the spec. Rules with a mistake allow nothing, and the policy isolates all the same; without a subject that is
 // understood there is no policy.
 func (s *Spec) Result() object.Result {
@@ -95,7 +72,7 @@ func (s *Spec) Result() object.Result {
 		Tier:  model.TierRef{Name: "normal", Order: model.TierNormal},
 		Order: 1000, Set: true, // as Calico places them, so that its policies may come before and after
 	}
-	errs := slices.Clone(s.Bad.errs)
+	errs := slices.Clone(s.Bad.Errs)
 	subject, err := s.subject()
 	if err != nil {
 		errs = append(errs, err)
@@ -113,7 +90,7 @@ func (s *Spec) Result() object.Result {
 		var rules []model.Rule
 		for i := range d.rules {
 			rules = append(rules, s.rule(i, &d.rules[i], p, d.on))
-			errs = append(errs, d.rules[i].Bad.errs...)
+			errs = append(errs, d.rules[i].Bad.Errs...)
 		}
 		if d.on {
 			*d.into = &model.Section{Isolates: true, Rules: rules}
@@ -148,7 +125,7 @@ func (s *Spec) directions() (ingress, egress bool, err error) {
 	if len(s.Types) == 0 {
 		return true, len(s.Egress) > 0, nil
 	}
-	var bad Mistakes
+	var bad object.Mistakes
 	for i, t := range s.Types {
 		switch t {
 		case "Ingress":
@@ -160,7 +137,7 @@ func (s *Spec) directions() (ingress, egress bool, err error) {
 			bad.Add(fmt.Sprintf("spec.policyTypes[%d]", i), "%q is not Ingress or Egress", t)
 		}
 	}
-	return ingress, egress, errors.Join(bad.errs...)
+	return ingress, egress, errors.Join(bad.Errs...)
 }
 
 // rule judges one rule. Counts says whether it is in a direction that the policy is about; one that is not is read for its mistakes only.
@@ -180,16 +157,16 @@ func (s *Spec) rule(i int, r *Rule, p *model.Policy, counts bool) model.Rule {
 	if counts {
 		p.Unsupported = append(p.Unsupported, unsupported...)
 	}
-	for _, m := range []*Mistakes{&r.Bad, &s.Bad} {
-		if m.field != "" && out.Unsupported == "" {
-			out.Unsupported, out.Peers = m.field, []model.Peer{}
+	for _, m := range []*object.Mistakes{&r.Bad, &s.Bad} {
+		if m.Field != "" && out.Unsupported == "" {
+			out.Unsupported, out.Peers = m.Field, []model.Peer{}
 		}
 	}
 	return out
 }
 
 // judge converts a peer.
-func (p *Peer) judge(namespace string, bad *Mistakes) model.Peer {
+func (p *Peer) judge(namespace string, bad *object.Mistakes) model.Peer {
 	switch {
 	case p.Names != nil:
 		if p.Pods != nil || p.Namespaces != nil || p.Block != nil {
@@ -223,7 +200,7 @@ func (p *Peer) judge(namespace string, bad *Mistakes) model.Peer {
 }
 
 // judge converts a block. What is in Except is not matched by this peer, and may be by another.
-func (b *IPBlock) judge(field string, bad *Mistakes) model.Peer {
+func (b *IPBlock) judge(field string, bad *object.Mistakes) model.Peer {
 	out := model.Peer{}
 	net, err := object.Prefix(field+".cidr", b.CIDR)
 	if err != nil {
@@ -247,7 +224,7 @@ func (b *IPBlock) judge(field string, bad *Mistakes) model.Peer {
 }
 
 // judge converts a port.
-func (p *Port) judge(bad *Mistakes) model.L4 {
+func (p *Port) judge(bad *object.Mistakes) model.L4 {
 	out := model.L4{Proto: model.ProtoTCP}
 	if p.Protocol != nil {
 		switch *p.Protocol {
@@ -295,7 +272,7 @@ func (p *Port) judge(bad *Mistakes) model.L4 {
 }
 
 // port checks a port's number.
-func port(bad *Mistakes, field string, n int64) (uint16, bool) {
+func port(bad *object.Mistakes, field string, n int64) (uint16, bool) {
 	if n < 1 || n > 65535 {
 		bad.Add(field, "%d is not in 1..65535", n)
 		return 0, false

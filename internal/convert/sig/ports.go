@@ -10,30 +10,30 @@ import (
 
 // readPorts reads a rule's ports or protocols. Known says whether the dialect has them.
 func (r *rule) readPorts(name string, known bool, raw json.RawMessage, each func(field string, raw json.RawMessage) []model.L4) {
-	if absent(raw) {
+	if object.Absent(raw) {
 		return
 	}
 	field := r.Field + "." + name
-	errs := len(r.bad.errs)
+	errs := len(r.bad.Errs)
 	if !known {
-		r.bad.wrap(field, &object.UnknownField{Field: r.Field, Name: name})
+		r.bad.Wrap(field, &object.UnknownField{Field: r.Field, Name: name})
 		return // the rule denies every port, if it denies
 	}
 	var list []json.RawMessage
-	decode(&r.bad, field, raw, &list)
-	if len(list) == 0 && len(r.bad.errs) == errs {
-		r.bad.add(field, "must not be empty")
+	r.bad.Decode(field, raw, &list)
+	if len(list) == 0 && len(r.bad.Errs) == errs {
+		r.bad.Add(field, "must not be empty")
 	}
 	for i, data := range list {
 		at := fmt.Sprintf("%s[%d]", field, i)
-		before := len(r.bad.errs)
+		before := len(r.bad.Errs)
 		l := each(at, data)
-		if l == nil && len(r.bad.errs) == before {
-			r.bad.add(at, "want exactly one of its fields")
+		if l == nil && len(r.bad.Errs) == before {
+			r.bad.Add(at, "want exactly one of its fields")
 		}
 		r.L4 = append(r.L4, l...)
 	}
-	r.portsBad = r.portsBad || len(r.bad.errs) > errs
+	r.portsBad = r.portsBad || len(r.bad.Errs) > errs
 }
 
 // port reads {portNumber, portRange, namedPort}.
@@ -49,7 +49,7 @@ func (r *rule) port(field string, raw json.RawMessage) []model.L4 {
 		PortRange  json.RawMessage `json:"portRange"`
 		NamedPort  *string         `json:"namedPort"`
 	}
-	if !decode(&r.bad, field, raw, &in) || !one(!absent(in.PortNumber), !absent(in.PortRange), in.NamedPort != nil) {
+	if !r.bad.Decode(field, raw, &in) || !one(!object.Absent(in.PortNumber), !object.Absent(in.PortRange), in.NamedPort != nil) {
 		return nil
 	}
 	if in.NamedPort != nil {
@@ -57,13 +57,13 @@ func (r *rule) port(field string, raw json.RawMessage) []model.L4 {
 	}
 	var n numbers
 	at, first, last := field+".portRange", "start", "end"
-	if data := in.PortRange; !absent(data) {
-		if !decode(&r.bad, at, data, &n) {
+	if data := in.PortRange; !object.Absent(data) {
+		if !r.bad.Decode(at, data, &n) {
 			return nil
 		}
 	} else {
 		at, first, last = field+".portNumber", "port", "port"
-		if !decode(&r.bad, at, in.PortNumber, &n) {
+		if !r.bad.Decode(at, in.PortNumber, &n) {
 			return nil
 		}
 		n.Start, n.End = n.Port, n.Port
@@ -74,7 +74,7 @@ func (r *rule) port(field string, raw json.RawMessage) []model.L4 {
 	}
 	number, ok := map[string]int{"TCP": model.ProtoTCP, "UDP": model.ProtoUDP, "SCTP": model.ProtoSCTP}[protocol]
 	if !ok {
-		r.bad.add(at+".protocol", "%q is not TCP, UDP or SCTP", protocol)
+		r.bad.Add(at+".protocol", "%q is not TCP, UDP or SCTP", protocol)
 		return nil
 	}
 	return r.ports(at, number, first, n.Start, last, n.End)
@@ -88,7 +88,7 @@ func (r *rule) protocol(field string, raw json.RawMessage) []model.L4 {
 		SCTP  json.RawMessage `json:"sctp"`
 		Named *string         `json:"destinationNamedPort"`
 	}
-	if !decode(&r.bad, field, raw, &in) || !one(!absent(in.TCP), !absent(in.UDP), !absent(in.SCTP), in.Named != nil) {
+	if !r.bad.Decode(field, raw, &in) || !one(!object.Absent(in.TCP), !object.Absent(in.UDP), !object.Absent(in.SCTP), in.Named != nil) {
 		return nil
 	}
 	if in.Named != nil {
@@ -99,7 +99,7 @@ func (r *rule) protocol(field string, raw json.RawMessage) []model.L4 {
 		raw    json.RawMessage
 		number int
 	}{{"tcp", in.TCP, model.ProtoTCP}, {"udp", in.UDP, model.ProtoUDP}, {"sctp", in.SCTP, model.ProtoSCTP}} {
-		if !absent(p.raw) {
+		if !object.Absent(p.raw) {
 			return r.destination(field+"."+p.name, p.raw, p.number)
 		}
 	}
@@ -118,17 +118,17 @@ func (r *rule) destination(field string, raw json.RawMessage, number int) []mode
 			} `json:"range"`
 		} `json:"destinationPort"`
 	}
-	if !decode(&r.bad, field, raw, &in) {
+	if !r.bad.Decode(field, raw, &in) {
 		return nil
 	}
 	p := in.DestinationPort
 	field += ".destinationPort"
 	switch {
 	case p == nil:
-		r.bad.add(field, "is missing")
+		r.bad.Add(field, "is missing")
 		return nil
 	case !one(p.Number != nil, p.Range != nil):
-		r.bad.add(field, "want exactly one of number and range")
+		r.bad.Add(field, "want exactly one of number and range")
 		return nil
 	case p.Number != nil:
 		return r.ports(field, number, "number", p.Number, "number", p.Number)
@@ -138,26 +138,26 @@ func (r *rule) destination(field string, raw json.RawMessage, number int) []mode
 
 // ports makes a range of ports of a protocol.
 func (r *rule) ports(field string, protocol int, first string, start *int64, last string, end *int64) []model.L4 {
-	errs := len(r.bad.errs)
+	errs := len(r.bad.Errs)
 	for _, b := range []struct {
 		name  string
 		value *int64
 	}{{first, start}, {last, end}} {
 		switch at := field + "." + b.name; {
 		case b.value == nil:
-			r.bad.add(at, "is missing")
+			r.bad.Add(at, "is missing")
 		case *b.value < 1 || *b.value > 65535:
-			r.bad.add(at, "%d is not in 1..65535", *b.value)
+			r.bad.Add(at, "%d is not in 1..65535", *b.value)
 		}
 		if first == last {
 			break
 		}
 	}
-	if len(r.bad.errs) > errs {
+	if len(r.bad.Errs) > errs {
 		return nil
 	}
 	if *end < *start {
-		r.bad.add(field, "%s %d is less than %s %d", last, *end, first, *start)
+		r.bad.Add(field, "%s %d is less than %s %d", last, *end, first, *start)
 		return nil
 	}
 	return []model.L4{{Proto: protocol, Ports: []model.PortRange{{First: uint16(*start), Last: uint16(*end)}}}}
@@ -167,10 +167,10 @@ func (r *rule) ports(field string, protocol int, first string, start *int64, las
 func (r *rule) named(field, name string) []model.L4 {
 	switch {
 	case name == "":
-		r.bad.add(field, "must not be empty")
+		r.bad.Add(field, "must not be empty")
 		return nil
 	case r.portless && !r.d.NamedPorts:
-		r.bad.add(field, "peers that are nodes, networks or domainNames have no named ports")
+		r.bad.Add(field, "peers that are nodes, networks or domainNames have no named ports")
 		return nil
 	}
 	var out []model.L4

@@ -22,9 +22,9 @@ type direction struct {
 // rule of which nothing is known.
 func (c *converter) section(d direction, raw json.RawMessage) *model.Section {
 	var list []json.RawMessage
-	var bad mistakes
-	if !decode(&bad, d.field, raw, &list) {
-		c.errs = append(c.errs, bad.errs...)
+	var bad object.Mistakes
+	if !bad.Decode(d.field, raw, &list) {
+		c.errs = append(c.errs, bad.Errs...)
 		return &model.Section{Rules: []model.Rule{{Field: d.field, Verdict: model.VerdictDeny, Unsupported: d.field}}}
 	}
 	if len(list) == 0 {
@@ -42,7 +42,7 @@ type rule struct {
 	*converter
 	direction
 	model.Rule
-	bad      mistakes
+	bad      object.Mistakes
 	peersBad bool // the peers are not all understood
 	portsBad bool // the protocols and ports are not all understood
 	portless bool // some peers have no named ports
@@ -59,33 +59,33 @@ func (c *converter) rule(d direction, i int, raw json.RawMessage) model.Rule {
 		Ports     json.RawMessage `json:"ports"`
 		Protocols json.RawMessage `json:"protocols"`
 	}
-	if decode(&r.bad, r.Field, raw, &in); absent(raw) {
-		r.bad.add(r.Field, "is null")
+	if r.bad.Decode(r.Field, raw, &in); object.Absent(raw) {
+		r.bad.Add(r.Field, "is null")
 	}
-	decode(&r.bad, r.Field+".name", in.Name, &r.Name)
+	r.bad.Decode(r.Field+".name", in.Name, &r.Name)
 	var action string
-	decode(&r.bad, r.Field+".action", in.Action, &action)
+	r.bad.Decode(r.Field+".action", in.Action, &action)
 	var known bool
 	if r.Verdict, known = c.d.Actions[action]; !known {
 		r.Verdict = model.VerdictDeny
 		words := slices.Sorted(maps.Keys(c.d.Actions))
-		r.bad.add(r.Field+".action", "%q is not one of %s", action, strings.Join(words, ", "))
+		r.bad.Add(r.Field+".action", "%q is not one of %s", action, strings.Join(words, ", "))
 	}
 	peers, others, name := in.From, in.To, "to"
 	if d.egress {
 		peers, others, name = in.To, in.From, "from"
 	}
-	if !absent(others) {
-		r.bad.wrap(r.Field, &object.UnknownField{Field: r.Field, Name: name})
+	if !object.Absent(others) {
+		r.bad.Wrap(r.Field, &object.UnknownField{Field: r.Field, Name: name})
 	}
 	r.readPeers(peers)
-	if c.d.Ports && c.d.Protocols && !absent(in.Ports) && !absent(in.Protocols) {
-		r.bad.add(r.Field, "both ports and protocols are set")
+	if c.d.Ports && c.d.Protocols && !object.Absent(in.Ports) && !object.Absent(in.Protocols) {
+		r.bad.Add(r.Field, "both ports and protocols are set")
 		r.portsBad = true
 	}
 	r.readPorts("ports", c.d.Ports, in.Ports, r.port)
 	r.readPorts("protocols", c.d.Protocols, in.Protocols, r.protocol)
-	c.errs = append(c.errs, r.bad.errs...)
+	c.errs = append(c.errs, r.bad.Errs...)
 	r.close()
 	return r.Rule
 }
@@ -93,13 +93,13 @@ func (c *converter) rule(d direction, i int, raw json.RawMessage) model.Rule {
 // close makes the rule fail closed if there is a mistake in it or in the policy.
 func (r *rule) close() {
 	switch {
-	case r.bad.field != "":
-		r.Unsupported = r.bad.field
+	case r.bad.Field != "":
+		r.Unsupported = r.bad.Field
 		if r.Verdict != model.VerdictAllow {
 			r.Verdict = model.VerdictDeny
 		}
-	case r.converter.bad.field != "":
-		r.Unsupported = r.converter.bad.field
+	case r.converter.bad.Field != "":
+		r.Unsupported = r.converter.bad.Field
 	default:
 		return
 	}
@@ -117,12 +117,12 @@ func (r *rule) close() {
 func (r *rule) readPeers(raw json.RawMessage) {
 	field := r.Field + "." + r.peers
 	var list []json.RawMessage
-	if !decode(&r.bad, field, raw, &list) {
+	if !r.bad.Decode(field, raw, &list) {
 		r.peersBad = true
 		return
 	}
 	if len(list) == 0 {
-		r.bad.add(field, "must have a peer")
+		r.bad.Add(field, "must have a peer")
 		r.peersBad = true
 	}
 	for i, data := range list {
@@ -141,8 +141,8 @@ func (r *rule) peer(field string, raw json.RawMessage) (p model.Peer, ok bool) {
 		Networks    json.RawMessage `json:"networks"`
 		DomainNames json.RawMessage `json:"domainNames"`
 	}
-	errs := len(r.bad.errs)
-	decode(&r.bad, field, raw, &in)
+	errs := len(r.bad.Errs)
+	r.bad.Decode(field, raw, &in)
 	count := 0
 	for _, f := range []struct {
 		name string
@@ -156,23 +156,23 @@ func (r *rule) peer(field string, raw json.RawMessage) (p model.Peer, ok bool) {
 		{"networks", in.Networks, r.egress, r.networksPeer},
 		{"domainNames", in.DomainNames, r.egress && len(r.d.Names) > 0, r.namesPeer},
 	} {
-		if absent(f.raw) {
+		if object.Absent(f.raw) {
 			continue
 		}
 		count++
 		if !f.here {
-			r.bad.wrap(field, &object.UnknownField{Field: field, Name: f.name})
+			r.bad.Wrap(field, &object.UnknownField{Field: field, Name: f.name})
 			continue
 		}
 		p, ok = f.read(field+"."+f.name, f.raw)
 	}
 	switch {
 	case count > 1:
-		r.bad.add(field, "more than one of its fields is set")
-	case count == 0 && len(r.bad.errs) == errs:
-		r.bad.add(field, "none of its fields is set")
+		r.bad.Add(field, "more than one of its fields is set")
+	case count == 0 && len(r.bad.Errs) == errs:
+		r.bad.Add(field, "none of its fields is set")
 	}
-	return p, ok && count == 1 && len(r.bad.errs) == errs
+	return p, ok && count == 1 && len(r.bad.Errs) == errs
 }
 
 func (r *rule) namespacesPeer(field string, raw json.RawMessage) (p model.Peer, ok bool) {
@@ -192,12 +192,12 @@ func (r *rule) podsPeer(field string, raw json.RawMessage) (model.Peer, bool) {
 func (r *rule) nodesPeer(field string, raw json.RawMessage) (model.Peer, bool) {
 	r.portless = true
 	var s object.LabelSelector
-	if !decode(&r.bad, field, raw, &s) {
+	if !r.bad.Decode(field, raw, &s) {
 		return model.Peer{}, false
 	}
 	e, err := s.Expr(field)
 	if err != nil {
-		r.bad.wrap(field, err)
+		r.bad.Wrap(field, err)
 		return model.Peer{}, false
 	}
 	r.Hosts = true
@@ -208,18 +208,18 @@ func (r *rule) nodesPeer(field string, raw json.RawMessage) (model.Peer, bool) {
 func (r *rule) networksPeer(field string, raw json.RawMessage) (model.Peer, bool) {
 	r.portless = true
 	var list []string
-	if !decode(&r.bad, field, raw, &list) {
+	if !r.bad.Decode(field, raw, &list) {
 		return model.Peer{}, false
 	}
 	if len(list) == 0 {
-		r.bad.add(field, "must not be empty")
+		r.bad.Add(field, "must not be empty")
 	}
 	p := model.Peer{}
 	for i, s := range list {
 		at := fmt.Sprintf("%s[%d]", field, i)
 		net, err := object.Prefix(at, s)
 		if err != nil {
-			r.bad.wrap(at, err)
+			r.bad.Wrap(at, err)
 			continue
 		}
 		p.Nets = append(p.Nets, net)
@@ -231,19 +231,19 @@ func (r *rule) networksPeer(field string, raw json.RawMessage) (model.Peer, bool
 func (r *rule) namesPeer(field string, raw json.RawMessage) (model.Peer, bool) {
 	r.portless = true
 	p := model.Peer{Names: []string{}}
-	if !decode(&r.bad, field, raw, &p.Names) {
+	if !r.bad.Decode(field, raw, &p.Names) {
 		return p, false
 	}
 	if !slices.Contains(r.d.Names, r.Verdict) {
-		r.bad.add(field, "a rule with this action cannot have names: not all addresses of a name can be known")
+		r.bad.Add(field, "a rule with this action cannot have names: not all addresses of a name can be known")
 		return p, false
 	}
 	if len(p.Names) == 0 {
-		r.bad.add(field, "must not be empty")
+		r.bad.Add(field, "must not be empty")
 	}
 	for i, n := range p.Names {
 		if err := CheckName(n); err != nil {
-			r.bad.add(fmt.Sprintf("%s[%d]", field, i), "%w", err)
+			r.bad.Add(fmt.Sprintf("%s[%d]", field, i), "%w", err)
 		}
 	}
 	r.policy.Unsupported = append(r.policy.Unsupported, field)

@@ -112,31 +112,3 @@ func CheckName(name string) error {
 	}
 	return nil
 }
-
-// mistakes are what is wrong with a part of an object.
-type mistakes struct {
-	field string // the path of the first thing that is not enforced; "" if there is none
-	errs  []error
-}
-
-// add notes a mistake in a field.
-func (m *mistakes) add(field, format string, a ...any) {
-	m.wrap(field, fmt.Errorf("%s: %w", field, fmt.Errorf(format, a...)))
-}
-
-// wrap notes an error that names the field already.
-func (m *mistakes) wrap(field string, err error) {
-	var unknown *object.UnknownField
-	if errors.As(err, &unknown) {
-		field = unknown.Field + "." + unknown.Name
-	}
-	m.lack(field)
-	m.errs = append(m.errs, err)
-}
-
-// lack notes a field that is right, but not enforced.
-func (m *mistakes) lack(field string) {
-	if m.field == "" {
-		m.field = field
-	}
-}
