@@ -224,8 +224,7 @@ func (a *Agent) realized(ctx context.Context) error {
 func (a *Agent) tellTranslated(ctx context.Context, tell func(bool)) error {
 	for {
 		changed := a.store.WatchKind(model.KindFeature)
-		f := model.Get[*model.Feature](a.store.Snapshot(), model.Key{Kind: model.KindFeature, Name: route.KubeProxy})
-		tell(f != nil && f.State == "active")
+		tell(model.Translated(a.store.Snapshot()))
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -377,7 +376,7 @@ func (a *Agent) lookForTranslators(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look for foreign translation: %w", err)
 	}
-	f := &model.Feature{Name: route.KubeProxy, State: "missing", Detail: "nobody else translates addresses here"}
+	f := &model.Feature{Name: model.ForeignNAT, State: "missing", Detail: "nobody else translates addresses here"}
 	if len(who) > 0 {
 		f.State, f.Detail = "active", strings.Join(who, ", ")+": replies of translated flows pass the stack"
 	}

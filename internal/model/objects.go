@@ -202,6 +202,15 @@ func (f *Feature) Key() Key { return Key{KindFeature, f.Name} }
 // Validate implements Object.
 func (f *Feature) Validate() error { return nil }
 
+// ForeignNAT is the Feature whose State "active" says that somebody else translates services in the host's stack.
+const ForeignNAT = "foreign-nat"
+
+// Translated reports whether somebody else translates services in the host's stack (kube-proxy).
+func Translated(s Snapshot) bool {
+	f := Get[*Feature](s, Key{KindFeature, ForeignNAT})
+	return f != nil && f.State == "active"
+}
+
 // Incident is something that was found wrong on this host: `weft doctor` lists them.
 type Incident struct {
 	ID       string // unique; repeated findings of the same thing share one

@@ -282,8 +282,7 @@ func (e *Engine) serviceKey(key string) {
 // takeService takes in a service's own addresses, and whether anybody translates them.
 func (e *Engine) takeService(k model.Key) {
 	if k.Kind == model.KindFeature {
-		f := model.Get[*model.Feature](e.snap, model.Key{Kind: model.KindFeature, Name: ForeignNAT})
-		if on := f != nil && f.State == "active"; on != e.foreign {
+		if on := model.Translated(e.snap); on != e.foreign {
 			e.foreign = on
 			for s := range e.services {
 				e.dirty[s] = true
@@ -297,6 +296,3 @@ func (e *Engine) takeService(k model.Key) {
 	}
 	e.dirty[k] = true
 }
-
-// ForeignNAT is the Feature whose State "active" says that somebody else translates services in the host's stack.
-const ForeignNAT = "foreign-nat"

@@ -19,8 +19,6 @@ import (
 // Names and numbers that are ours.
 const (
 	OverlayName = "weft-vxlan"
-	// KubeProxy is the Feature whose State "active" says that somebody else translates services in the stack.
-	KubeProxy = "foreign-nat"
 
 	mainTable    = 254
 	mainPriority = 32766
@@ -190,7 +188,7 @@ func (d *dirt) add(k model.Key) {
 	case model.KindPod:
 		d.keys = append(d.keys, d.endpointsOf(k)...)
 	case model.KindFeature:
-		if k.Name == KubeProxy {
+		if k.Name == model.ForeignNAT {
 			d.keys = append(d.keys, model.ConfigKey())
 		}
 	default: // nothing of this compiler depends on the other kinds

@@ -161,7 +161,7 @@ func TestDirty(t *testing.T) {
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		all := fixture(func(c *model.Config) { c.Backend.CrossSubnet = seed%2 == 0 })
-		all = append(all, &model.Feature{Name: route.KubeProxy, State: "active"}, &model.PathMTU{Node: "b", MTU: 1300},
+		all = append(all, &model.Feature{Name: model.ForeignNAT, State: "active"}, &model.PathMTU{Node: "b", MTU: 1300},
 			&model.Device{Name: "eth0", Index: 2, MTU: 1400, Up: true, Addrs: prefixes("172.30.0.11/24")})
 		now, rows := intent{}, map[model.Key][]string{}
 		for step := range 40 {

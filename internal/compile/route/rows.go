@@ -50,7 +50,7 @@ func (l local) compileNode(s model.Snapshot) []plan.Row {
 
 // tracked reports whether the host's stack may translate what it delivers.
 func tracked(s model.Snapshot) bool {
-	if f := model.Get[*model.Feature](s, model.Key{Kind: model.KindFeature, Name: KubeProxy}); f != nil && f.State == "active" {
+	if model.Translated(s) {
 		return true
 	}
 	for e := range model.All[*model.Endpoint](s, model.KindEndpoint) {
