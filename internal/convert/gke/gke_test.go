@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"weft/internal/convert/golden"
-	"weft/internal/convert/object"
 )
 
 var update = flag.Bool("update", false, "write the goldens")
@@ -17,22 +16,9 @@ func TestConvert(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cases := golden.Run(string(raw), func(data []byte) object.Result {
-		r := Convert(data)
-		if err := golden.Check(r); err != nil {
-			t.Errorf("%s\n%v", data, err)
-		}
-		return r
-	})
-	for _, c := range cases {
-		t.Run(c.Name, func(t *testing.T) {
-			if c.Got != c.Want {
-				t.Errorf("got\n%s\nwant\n%s", c.Got, c.Want)
-			}
-		})
-	}
+	now := golden.Test(t, string(raw), Convert)
 	if *update {
-		if err := os.WriteFile(file, []byte(golden.File(cases)), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(now), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -43,13 +29,5 @@ func FuzzConvert(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	golden.Run(string(raw), func(data []byte) object.Result {
-		f.Add(data)
-		return Convert(data)
-	})
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		if err := golden.Check(Convert(raw)); err != nil {
-			t.Fatal(err)
-		}
-	})
+	golden.Fuzz(f, string(raw), Convert)
 }

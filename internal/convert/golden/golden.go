@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"testing"
 
 	"sigs.k8s.io/yaml"
 
@@ -248,4 +249,38 @@ func ports(l model.L4) string {
 	add("source ", l.SrcPorts)
 	add("not source ", l.NotSrcPorts)
 	return out
+}
+
+// Test holds the cases of a file, and what Check says of every object in it. It returns the file as it would be written now.
+func Test(t *testing.T, file string, convert func(json []byte) object.Result) string {
+	t.Helper()
+	cases := Run(file, func(data []byte) object.Result {
+		r := convert(data)
+		if err := Check(r); err != nil {
+			t.Errorf("%s\n%v", data, err)
+		}
+		return r
+	})
+	for _, c := range cases {
+		t.Run(c.Name, func(t *testing.T) {
+			if c.Got != c.Want {
+				t.Errorf("got\n%s\nwant\n%s", c.Got, c.Want)
+			}
+		})
+	}
+	return File(cases)
+}
+
+// Fuzz tries what a file's objects may be changed to.
+func Fuzz(f *testing.F, file string, convert func(json []byte) object.Result) {
+	f.Helper()
+	Run(file, func(data []byte) object.Result {
+		f.Add(data)
+		return convert(data)
+	})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if err := Check(convert(raw)); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

@@ -15,7 +15,6 @@ import (
 	"sigs.k8s.io/randfill"
 
 	"weft/internal/convert/golden"
-	"weft/internal/convert/object"
 	"weft/internal/convert/wire"
 	"weft/internal/model"
 )
@@ -28,22 +27,9 @@ func TestConvert(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cases := golden.Run(string(raw), func(data []byte) object.Result {
-		r := Convert(data)
-		if err := golden.Check(r); err != nil {
-			t.Errorf("%s\n%v", data, err)
-		}
-		return r
-	})
-	for _, c := range cases {
-		t.Run(c.Name, func(t *testing.T) {
-			if c.Got != c.Want {
-				t.Errorf("got\n%s\nwant\n%s", c.Got, c.Want)
-			}
-		})
-	}
+	now := golden.Test(t, string(raw), Convert)
 	if *update {
-		if err := os.WriteFile(file, []byte(golden.File(cases)), 0o644); err != nil {
+		if err := os.WriteFile(file, []byte(now), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -228,15 +214,7 @@ func FuzzConvert(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	golden.Run(string(raw), func(data []byte) object.Result {
-		f.Add(data)
-		return Convert(data)
-	})
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		if err := golden.Check(Convert(raw)); err != nil {
-			t.Fatal(err)
-		}
-	})
+	golden.Fuzz(f, string(raw), Convert)
 }
 
 func FuzzFromProto(f *testing.F) {
