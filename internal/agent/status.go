@@ -41,8 +41,11 @@ func (a *Agent) status() api.Status {
 	}
 	for _, k := range model.Kinds() {
 		for _, i := range a.store.Intents(k) {
-			if err := problemOf(i); err != nil {
-				s.Problems = append(s.Problems, err.Error())
+			if _, of := i.Object.(*model.Policy); of && i.Problem == nil {
+				continue // what is wrong with a part of it its source has told
+			}
+			if problem := problemOf(i); problem != "" {
+				s.Problems = append(s.Problems, problem)
 			}
 		}
 	}

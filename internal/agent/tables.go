@@ -115,21 +115,25 @@ func age(now, since time.Time) string {
 func intentTable(name string, rows []*store.Intent) api.Table {
 	t := api.Table{Name: name, Columns: append(intentColumns(model.Kind(name)), "SOURCE", "PROBLEM")}
 	for _, r := range rows {
-		problem := ""
-		if err := problemOf(r); err != nil {
-			problem = strings.ReplaceAll(err.Error(), "\n", "; ")
-		}
-		t.Rows = append(t.Rows, append(intentCells(r.Object), r.Source, problem))
+		t.Rows = append(t.Rows, append(intentCells(r.Object), r.Source, strings.ReplaceAll(problemOf(r), "\n", "; ")))
 	}
 	return t
 }
 
-// problemOf says why an object is not used, or what of a pod's annotations is not.
-func problemOf(r *store.Intent) error {
-	if p, ok := r.Object.(*model.Pod); ok && r.Problem == nil {
-		return p.Problem
+// problemOf says why an object is not used, or what of a pod's annotations or of a policy is not. "": all of it is.
+func problemOf(r *store.Intent) string {
+	if r.Problem != nil {
+		return r.Problem.Error()
 	}
-	return r.Problem
+	switch o := r.Object.(type) {
+	case *model.Pod:
+		if o.Problem != nil {
+			return o.Problem.Error()
+		}
+	case *model.Policy:
+		return o.Problem
+	}
+	return ""
 }
 
 func intentColumns(k model.Kind) []string {

@@ -105,6 +105,7 @@ type Policy struct {
 	Ingress, Egress *Section
 	// Unsupported are the fields that weft does not enforce yet. What they narrow fails closed: see Rule.Unsupported.
 	Unsupported []string
+	Problem     string // what is wrong with a part of the object, or not enforced of it; "" if nothing is
 	// Part counts the policies that one object became, from 0 (Cilium's specs).
 	Part int
 }

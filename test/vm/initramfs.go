@@ -187,6 +187,7 @@ func initramfs(ctx context.Context, file string, k kernel, s suite) error {
 	}
 	a.add("/etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n"))
 	a.add("/etc/group", 0o644, []byte("root:x:0:\n"))
+	a.add("/etc/protocols", 0o644, []byte("icmp 1\ntcp 6\nudp 17\nipv6-icmp 58\nsctp 132\n")) // nft prints their names
 	a.add("/etc/hosts", 0o644, []byte("127.0.0.1 localhost\n::1 localhost\n"))
 	for _, t := range s.tests {
 		a.copy(path.Join(t.Dir, "test"), t.binary)

@@ -180,6 +180,11 @@ func (k Kind) named(name, namespace string, r object.Result) Result {
 	out.Ref = model.Ref{Group: k.Type.Group, Kind: k.Type.Kind, Namespace: namespace, Name: name}
 	if r.Err != nil {
 		out.Err = fmt.Errorf("%s: %w", out.Ref, r.Err)
+		for _, o := range r.Objects {
+			if p, ok := o.(*model.Policy); ok {
+				p.Problem = r.Err.Error()
+			}
+		}
 	}
 	return out
 }

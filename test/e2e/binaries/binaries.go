@@ -62,10 +62,12 @@ func Build(ctx context.Context, progress func(string), names ...string) (string,
 		modules = append(modules, Suites()...)
 	}
 	for _, m := range modules {
+		used := len(names) == 0
 		for _, p := range m.Programs {
 			if len(names) > 0 && !wanted[p.Name] {
 				continue
 			}
+			used = true
 			delete(wanted, p.Name)
 			if _, err := os.Stat(filepath.Join(dir, p.Name)); err == nil {
 				continue
@@ -75,7 +77,7 @@ func Build(ctx context.Context, progress func(string), names ...string) (string,
 				return "", err
 			}
 		}
-		if len(names) > 0 {
+		if !used {
 			continue
 		}
 		if err := m.copyFiles(ctx, dir); err != nil {
