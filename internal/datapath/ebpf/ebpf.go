@@ -159,6 +159,9 @@ func (d *Driver) Apply(ctx context.Context, want plan.View, changed plan.Changes
 		}
 		res[r.Key()] = d.remove(r)
 	}
+	if err := d.policy.heed(want); err != nil {
+		d.log.Error("addresses that there is no room for narrow rules", "err", err)
+	}
 	if err := d.policy.raiseStale(); err != nil { // a set that was not raised lets its old flows live until it is
 		d.log.Error("live flows are not asked about again", "err", err)
 	}

@@ -41,9 +41,14 @@ type policies struct {
 	blocks   map[uint32]map[uint32]weftWeftBits           // of members: by peer set and block
 	matching map[uint32]map[weftWeftMatch]weftWeftMatched // of matches: by set
 
-	stale map[plan.ID]bool   // sets whose flows must be asked about again
-	told  map[[2]uint32]bool // pairs of identities that all peer sets were asked about since stale was empty and since one changed
+	lost    map[netip.Prefix]lostAddr // addresses that there was no room for
+	stirred bool                      // lost has changed
+	stale   map[plan.ID]bool          // sets whose flows must be asked about again
+	told    map[[2]uint32]bool        // pairs of identities that all peer sets were asked about since stale was empty and since one changed
 }
+
+// lostAddr is the identity of an address, and the one that programs take it for.
+type lostAddr struct{ is, seems uint32 }
 
 // both is something for each direction.
 type both struct{ ingress, egress bool }
@@ -64,6 +69,7 @@ type ruleSet struct {
 	matches map[weftWeftMatch]weftWeftMatched
 	lists   map[uint32]string // contents by number
 	value   weftWeftSet
+	refused error // names rules that there was no room for
 }
 
 // openPolicies opens the maps, and reads from them what an earlier agent left.
@@ -78,7 +84,7 @@ func openPolicies(d *Driver, spec *ebpf.CollectionSpec) (*policies, error) {
 		matches: &table[weftWeftMatch, weftWeftMatched]{m: o.Matches, name: "matches"}, networks: &table[weftWeftPrefix, weftWeftNetwork]{m: o.Networks, name: "networks"},
 		conns: in("conns", o.Conns),
 		peers: map[plan.ID]*peerSet{}, have: map[plan.ID]*ruleSet{}, guards: map[string]*plan.Guard{}, named: map[plan.ID]bool{}, left: map[string]bool{}, mine: map[string]both{},
-		blocks: map[uint32]map[uint32]weftWeftBits{}, matching: map[uint32]map[weftWeftMatch]weftWeftMatched{}, stale: map[plan.ID]bool{}, told: map[[2]uint32]bool{},
+		blocks: map[uint32]map[uint32]weftWeftBits{}, matching: map[uint32]map[weftWeftMatch]weftWeftMatched{}, lost: map[netip.Prefix]lostAddr{}, stale: map[plan.ID]bool{}, told: map[[2]uint32]bool{},
 	}
 	var errs [6]error
 	p.lists, errs[0] = nested[weftWeftList, weftWeftRules](in("lists", o.Lists))
@@ -314,9 +320,13 @@ func (p *policies) putAddress(row *plan.Address) error {
 	if full {
 		key := prefixOf(row.Prefix)
 		if err := p.networks.write(key, weftWeftNetwork{Identity: x.n, Len: key.Len}); err != nil {
+			if now := (lostAddr{is: x.n, seems: before}); errors.Is(err, errFull) && p.lost[row.Prefix] != now {
+				p.lost[row.Prefix], p.stirred = now, true
+			}
 			return fmt.Errorf("address %s: %w", row.Prefix, err)
 		}
 	}
+	p.found(row.Prefix)
 	p.moved(before, x.n)
 	err = p.numbers.hold(x.n, 1, 1)
 	if exact {
@@ -342,7 +352,16 @@ func (p *policies) exact(at netip.Prefix) (uint32, bool) {
 	return 0, false
 }
 
+// found is for an address that there is room for now, or whose row is gone.
+func (p *policies) found(at netip.Prefix) {
+	if _, was := p.lost[at]; was {
+		delete(p.lost, at)
+		p.stirred = true
+	}
+}
+
 func (p *policies) dropAddress(at netip.Prefix) error {
+	p.found(at)
 	was, exact := p.exact(at)
 	if !exact {
 		return nil

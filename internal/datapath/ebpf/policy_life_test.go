@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"weft/internal/model"
 	"weft/internal/netset"
@@ -254,7 +255,8 @@ func TestPolicyGrows(t *testing.T) {
 	echoes(t, p, q, netset.V4, 64, 3)
 }
 
-// TestPolicyFull: a full map is an error of the row that did not fit. Addresses go to the trie then.
+// TestPolicyFull: a full map is an error of the row that did not fit, and names the rules; what is in the maps works on. Addresses go to
+// the trie then.
 func TestPolicyFull(t *testing.T) {
 	a, _, p, q, _ := underPolicy(t)
 	pol := a.driver.policy
@@ -310,30 +312,151 @@ func TestPolicyFull(t *testing.T) {
 	if len(failed) == 0 || !strings.Contains(failed[0], "members is full") || !strings.Contains(failed[0], "peer set") {
 		t.Errorf("errors of peer sets that do not fit: %v", failed)
 	}
-	// Rules that do not fit: their guard is closed, and nobody else.
-	var long []plan.PolicyRule
+	hello(t, q)
+	hello(t, p)
+	put := func(name string, rules ...plan.PolicyRule) plan.Results {
+		s := set(name, plan.Ingress, rules...)
+		return apply(s, &plan.Guard{Dev: p.hostIf, Identity: named(p.name()), Ingress: s.ID})
+	}
+	refused := func(name string, res plan.Results, rules ...string) {
+		t.Helper()
+		err := res[set(name, plan.Ingress).Key()]
+		for _, r := range rules {
+			if err == nil || !strings.Contains(err.Error(), r) {
+				t.Errorf("%s: %v, want it to say %q", name, err, r)
+			}
+		}
+		if err := res[(&plan.Guard{Dev: p.hostIf}).Key()]; err != nil {
+			t.Errorf("%s: %v: the other rules are in force", name, err)
+		}
+	}
+	// Rules whose peers do not fit. One that allows is left out, one that denies denies everybody; the others work.
+	full := *many
+	full.ID = named("full")
+	a.want(&full)
+	refused("allows", put("allows", rule("wide", model.VerdictAllow, "full"), rule("friends", model.VerdictAllow, "friends", port(6, 80))),
+		"no room for the rule wide, it is left out: ", "members is full")
+	reaches(t, q, p, netset.V4, 80, true)
+	reaches(t, q, p, netset.V4, 81, false)
+	refused("behind", put("behind", rule("friends", model.VerdictAllow, "friends"), rule("wide", model.VerdictDeny, "full")), "wide, it denies everybody")
+	reaches(t, q, p, netset.V4, 80, true)
+	for _, v := range []model.Verdict{model.VerdictDeny, model.VerdictReject, model.VerdictPass} {
+		wide := rule("wide", v, "full")
+		wide.PassTo = 2
+		refused("before "+v.String(), put("before "+v.String(), wide, rule("friends", model.VerdictAllow, "friends")), "wide, it denies everybody")
+		reaches(t, q, p, netset.V4, 80, false)
+	}
+	// There is room again.
+	keys = nil
+	for i := range firstSize / 7 {
+		if k := (&plan.PeerSet{ID: named(fmt.Sprint("many", i))}).Key(); a.rows[k] != nil {
+			keys = append(keys, k)
+		}
+	}
+	a.remove(keys...)
+	s := set("before deny", plan.Ingress, rule("wide", model.VerdictDeny, "full"), rule("friends", model.VerdictAllow, "friends"))
+	if err := apply(s, &plan.Guard{Dev: p.hostIf, Identity: named(p.name()), Ingress: s.ID})[s.Key()]; err != nil {
+		t.Error(err)
+	}
+	reaches(t, q, p, netset.V4, 80, true)
+	// More rules than fit: the first ones are in force, and deny what the others might have denied.
+	long := []plan.PolicyRule{rule("first", model.VerdictAllow, "friends", port(6, 80))}
 	for i := range 8 * (firstSize + 10) {
 		long = append(long, rule(fmt.Sprint("long", i), model.VerdictAllow, "friends"))
 	}
-	s := set("long", plan.Ingress, long...)
-	g := &plan.Guard{Dev: p.hostIf, Identity: named(p.name()), Ingress: s.ID}
-	res := apply(s, g)
-	for _, k := range []plan.Key{s.Key(), g.Key()} {
-		if err := res[k]; err == nil || !strings.Contains(err.Error(), "lists is full") {
-			t.Errorf("%s: %v", k, err)
-		}
-	}
-	hello(t, q)
-	hello(t, p)
-	reaches(t, q, p, netset.V4, 80, false)
+	res := put("long", long...)
+	refused("long", res, "long2067, it is left out", "lists is full", "more of 8274 rules")
+	reaches(t, q, p, netset.V4, 80, true)
 	reaches(t, p, q, netset.V4, 80, true)
-	a.counted(t, "drop_closed", 1)
 	// Numbers of sets that are all taken.
 	pol.numbers.limit[ofSet], pol.numbers.free[ofSet] = 0, nil
 	other := set("other", plan.Ingress)
 	if err := apply(other)[other.Key()]; err == nil || !strings.Contains(err.Error(), other.ID.String()) {
 		t.Errorf("no number left: %v", err)
 	}
+}
+
+// TestPolicyLost: there is no room for an address at all. It passes for one of its surroundings: no rule lets pass by that what it must not.
+func TestPolicyLost(t *testing.T) {
+	a, _, p, q, _ := underPolicy(t)
+	hello(t, p)
+	home := netset.Host(q.addr(netset.V4))
+	around := netip.PrefixFrom(home.Addr(), 24).Masked()
+	pol := a.driver.policy
+	apply := func(rows ...plan.Row) (res plan.Results) {
+		a.want(rows...)
+		a.ns.Do(t, func() { res = a.driver.Apply(t.Context(), a.rows, plan.Changes{Upsert: rows}) })
+		return res
+	}
+	put := func(name string, rules ...plan.PolicyRule) {
+		t.Helper()
+		s := set(name, plan.Ingress, rules...)
+		for k, err := range apply(s, &plan.Guard{Dev: p.hostIf, Identity: named(p.name()), Ingress: s.ID}) {
+			if err != nil && !strings.Contains(err.Error(), home.String()) {
+				t.Errorf("%s: %v", k, err)
+			}
+		}
+	}
+	apply(&plan.Identity{ID: named("around")}, peers("others", "around"), peers("him", q.name()), peers("both", q.name(), "around"), &plan.Address{Prefix: around, Identity: named("around")})
+	everybody := rule("everybody", model.VerdictAllow, "")
+	tests := map[string]struct {
+		rules       []plan.PolicyRule
+		known, lost bool // does he get through
+	}{
+		"deny him":          {[]plan.PolicyRule{rule("a", model.VerdictDeny, "him"), everybody}, false, false},
+		"allow others":      {[]plan.PolicyRule{rule("b", model.VerdictAllow, "others")}, false, false},
+		"allow both":        {[]plan.PolicyRule{rule("c", model.VerdictAllow, "both")}, true, true},
+		"allow him":         {[]plan.PolicyRule{rule("d", model.VerdictAllow, "him")}, true, false},
+		"deny others":       {[]plan.PolicyRule{rule("e", model.VerdictDeny, "others"), everybody}, true, false},
+		"first, deny him":   {[]plan.PolicyRule{rule("f", model.VerdictAllow, "both", port(6, 80)), rule("g", model.VerdictDeny, "him")}, true, true},
+		"allow him, others": {[]plan.PolicyRule{rule("h", model.VerdictAllow, "him"), rule("i", model.VerdictAllow, "others")}, true, false},
+	}
+	// The hash is filled; the trie is one with a single entry, which only the driver sees: filling its million takes long.
+	row := &plan.Address{Prefix: home, Identity: named(q.name())}
+	trie, err := pol.networks.m.Clone()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = trie.Close() })
+	lose := func() {
+		pol.addresses.nest.inner.MaxEntries = pol.addresses.m.MaxEntries()
+		a.remove(row.Key())
+		small, err := ebpf.NewMap(&ebpf.MapSpec{
+			Type: ebpf.LPMTrie, KeySize: trie.KeySize(), ValueSize: trie.ValueSize(), MaxEntries: 1, Flags: unix.BPF_F_NO_PREALLOC,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = small.Close() })
+		key := prefixOf(around)
+		if err := small.Put(key, weftWeftNetwork{Identity: pol.identityAt(around), Len: key.Len}); err != nil {
+			t.Fatal(err)
+		}
+		pol.networks.m = small
+		for i := range pol.addresses.m.MaxEntries() {
+			_ = pol.addresses.write(addrOf(netset.Nth(netip.MustParsePrefix("10.128.0.0/16"), uint64(i))), 1)
+		}
+		if err := apply(row)[row.Key()]; err == nil || !strings.Contains(err.Error(), "networks is full") {
+			t.Fatalf("the address is not lost: %v", err)
+		}
+	}
+	for name, tt := range tests {
+		put(name, tt.rules...)
+		reaches(t, q, p, netset.V4, 80, tt.known)
+	}
+	put("allow others", tests["allow others"].rules...)
+	lose()
+	reaches(t, q, p, netset.V4, 80, false) // what was in force before
+	for name, tt := range tests {
+		put(name, tt.rules...)
+		reaches(t, q, p, netset.V4, 80, tt.lost)
+	}
+	put("deny others", tests["deny others"].rules...)
+	pol.networks.m = trie
+	if err := apply(row)[row.Key()]; err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, q, p, netset.V4, 80, true)
 }
 
 // TestPolicyDenials: records say who, what and why; a storm is counted, and not recorded packet by packet.

@@ -26,10 +26,11 @@ func (p *policies) readySet(want plan.View, id plan.ID) (*ruleSet, error) {
 	if row == nil {
 		return nil, fmt.Errorf("there is no policy set %s", id)
 	}
-	if err := p.putSet(want, row); err != nil {
-		return nil, err
+	err := p.putSet(want, row)
+	if s := p.have[id]; s != nil && s.ready {
+		return s, nil
 	}
-	return p.have[id], nil
+	return nil, err
 }
 
 // readyPeers is the same for a peer set, of which it returns the number.
@@ -71,32 +72,41 @@ func (p *policies) putSet(want plan.View, row *plan.PolicySet) error {
 			return fmt.Errorf("read map %s: %w", p.sets.name, err)
 		}
 	}
-	if s.ready && s.row == row {
+	if s.ready && s.row == row && s.refused == nil {
 		return nil
 	}
 	before := s.row
 	s.ready = false
 	names, err := p.takeParts(want, row)
-	if err == nil {
-		err = p.writeSet(s, row, names)
+	fits := without(row, names.refused)
+	for err == nil {
+		if err = p.writeSet(s, fits, names); !errors.Is(err, errFull) || len(fits.Rules) < 2 {
+			break
+		}
+		fits = shorten(fits, names.refused, err)
+		err = p.emptySet(s) // what was written of it takes the room; until it is written again, it denies everything
 	}
 	if err != nil {
 		p.giveParts(row)
 		return fmt.Errorf("policy set %s: %w", row.ID, err)
 	}
-	s.row, s.ready = row, true
+	s.row, s.ready, s.refused = row, true, refusal(row, names.refused)
 	if before != nil {
 		p.giveParts(before)
 	}
-	return nil
+	return s.refused
 }
 
-// parts are the numbers of what a set's rules refer to.
-type parts struct{ rules, peers map[plan.ID]uint32 }
+// parts are the numbers of what a set's rules refer to, and why some of the rules cannot be in the kernel.
+type parts struct {
+	rules, peers map[plan.ID]uint32
+	refused      map[plan.ID]error
+}
 
 // takeParts takes the numbers of a set's rules and peer sets. Whatever comes of it, giveParts gives back what was taken.
 func (p *policies) takeParts(want plan.View, row *plan.PolicySet) (parts, error) {
-	out := parts{map[plan.ID]uint32{}, map[plan.ID]uint32{}}
+	out := parts{map[plan.ID]uint32{}, map[plan.ID]uint32{}, map[plan.ID]error{}}
+	full := map[plan.ID]error{}
 	var errs []error
 	for i := range row.Rules {
 		r := &row.Rules[i]
@@ -111,19 +121,24 @@ func (p *policies) takeParts(want plan.View, row *plan.PolicySet) (parts, error)
 			out.rules[r.ID] = n
 			errs = append(errs, err)
 		}
-		if _, ok := out.peers[r.Peers]; ok || r.Peers == 0 {
-			continue
-		}
-		n, err := p.numbers.take(ofPeers, r.Peers)
-		if err == nil {
-			var s *peerSet
-			if s, err = p.readyPeers(want, r.Peers); err == nil {
-				s.users[row.ID] = true
-				clear(p.told)
+		if _, ok := out.peers[r.Peers]; !ok && r.Peers != 0 {
+			n, err := p.numbers.take(ofPeers, r.Peers)
+			if err == nil {
+				var s *peerSet
+				if s, err = p.readyPeers(want, r.Peers); err == nil {
+					s.users[row.ID] = true
+					clear(p.told)
+				}
 			}
+			if errors.Is(err, errFull) {
+				full[r.Peers], err = err, nil
+			}
+			out.peers[r.Peers] = n
+			errs = append(errs, err)
 		}
-		out.peers[r.Peers] = n
-		errs = append(errs, err)
+		if err := cmp.Or(full[r.Peers], p.misled(r)); err != nil {
+			out.refused[r.ID] = err
+		}
 	}
 	return out, errors.Join(errs...)
 }
@@ -343,6 +358,9 @@ func (p *policies) guard(want plan.View, g *plan.Guard) (weftWeftGuard, error) {
 			*side.to = setClosed
 			errs = append(errs, fmt.Errorf("guard %s: %w: %w", g.Key().Name, errNoSet, err))
 			continue
+		}
+		if g.Dev == "" && s.refused != nil { // the node is not put under rules that deny more than they should
+			errs = append(errs, fmt.Errorf("guard %s: %w", g.Key().Name, s.refused))
 		}
 		*side.to = s.n
 	}
