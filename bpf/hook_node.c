@@ -30,6 +30,6 @@ int to_node(struct bpf_sk_lookup *ctx)
 	if (police_flow(&p, &a) == WEFT_ALLOW)
 		return SK_PASS;
 	count_rule(a.ruling.rule[WEFT_EGRESS]);
-	record(ctx->ingress_ifindex, s, &p, &a, a.ruling.why);
+	record(&p, &a.l4, a.ruling.direction, a.ruling.why, 0, a.ruling.rule[WEFT_EGRESS], ctx->ingress_ifindex);
 	return verdict(a.ruling.why, SK_DROP);
 }

@@ -4,7 +4,7 @@
  * one question that the programs ask.
  */
 #pragma once
-#include "policy.h"
+#include "record.h"
 
 /* A flow by its two ends, the same for both directions: sorted. */
 struct weft_pair {
@@ -254,6 +254,8 @@ __global int ask_end(const struct weft_header *p, const struct weft_ask *a, __u3
 		q.dport = a->l4.sport;
 	}
 	ask_set(set, &q);
+	if (unlikely(q.logged) && !q.quiet)
+		record(p, &a->l4, direction, 0, q.answer, q.logged, source ? a->end[0].ifindex : a->end[1].ifindex);
 	if (direction == WEFT_EGRESS)
 		r->rule[WEFT_EGRESS] = q.rule;
 	else

@@ -67,6 +67,7 @@ struct weft_rule {
 #define RULE_LAST   0x10 /* of the list */
 #define RULE_TURN   0x20 /* of the element: go on at the next one */
 #define RULE_STAGED 0x40 /* noted; the first of them that matches is the one that would decide */
+#define RULE_LOG    0x80 /* what it decides or notes is recorded */
 #define RULE_NONE   0xffff
 
 #define LIST_CHUNK  8
@@ -197,7 +198,8 @@ struct weft_question {
 	__u32 list;
 	__u32 chunk; /* of the list, that is next */
 	__u32 rule;
-	__u16 sport; /* in host byte order */
+	__u32 logged; /* the last rule that matched and wants a record, 0: none */
+	__u16 sport;  /* in host byte order */
 	__be16 dport;
 	__u8 proto;
 	__u8 unwanted; /* flags of rules that are not asked */
@@ -254,6 +256,8 @@ __global int ask_rules(const struct weft_rules *rules, struct weft_question *q)
 		const struct weft_rule *r = &rules->rule[i];
 
 		if (rule_matches(r, q, peers)) {
+			if (r->flags & RULE_LOG)
+				q->logged = r->number;
 			if (!(r->flags & RULE_NOTED) && r->answer != WEFT_LATER) {
 				q->answer = r->answer;
 				q->rule = r->number;

@@ -3,85 +3,6 @@
 #pragma once
 #include "conn.h"
 
-/* A record of a denied packet. Counters are exact; of records, a CPU makes so many in a second and counts the others.
- */
-struct weft_denial {
-	__u64 time; /* CLOCK_MONOTONIC, ns */
-	struct weft_addr src;
-	struct weft_addr dst;
-	__be16 sport;
-	__be16 dport; /* of ICMP: type and code */
-	__u8 proto;
-	__u8 direction; /* enum weft_direction */
-	__u8 reason;    /* enum weft_reason */
-	__u8 pad;
-	__u32 rule;    /* 0: none */
-	__u32 ifindex; /* of the device that it was seen on */
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, WEFT_RING);
-} denials SEC(".maps");
-
-struct weft_pace {
-	__u32 second; /* ticks() at its beginning */
-	__u32 records;
-	__u64 lost;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct weft_pace);
-} pace SEC(".maps");
-
-/* A function of its own, so that the type is in the object's BTF. */
-static __noinline int fill_denial(struct weft_denial *d, __u32 ifindex, const struct weft_header *p,
-				  const struct weft_ask *a, __u8 reason)
-{
-	d->time = bpf_ktime_get_ns();
-	d->src = p->src;
-	d->dst = p->dst;
-	d->sport = a->l4.sport;
-	d->dport = a->l4.dport;
-	d->proto = a->l4.proto;
-	d->direction = a->ruling.direction;
-	d->reason = reason;
-	d->pad = 0;
-	d->rule = a->ruling.direction == WEFT_EGRESS ? a->ruling.rule[WEFT_EGRESS] : a->ruling.rule[WEFT_INGRESS];
-	d->ifindex = ifindex;
-	return 0;
-}
-
-static __always_inline void record(__u32 ifindex, const struct weft_settings *s, const struct weft_header *p,
-				   const struct weft_ask *a, __u8 reason)
-{
-	__u32 zero = 0, now = ticks();
-	struct weft_pace *pc = bpf_map_lookup_elem(&pace, &zero);
-	struct weft_denial *d;
-
-	if (!pc)
-		return;
-	if (now - pc->second >= s->second) {
-		pc->second = now;
-		pc->records = 0;
-	}
-	if (pc->records >= WEFT_RECORDS) {
-		pc->lost++;
-		return;
-	}
-	pc->records++;
-	d = bpf_ringbuf_reserve(&denials, sizeof(*d), 0);
-	if (!d) {
-		pc->lost++;
-		return;
-	}
-	fill_denial(d, ifindex, p, a, reason);
-	bpf_ringbuf_submit(d, 0);
-}
-
 /*
  * refuse ends a packet to which police() gave another answer than WEFT_ALLOW and WEFT_LATER. A rejected one goes to the
  * stack with a mark on which its table answers the sender. At the end of the way through the stack it is too late for
@@ -106,7 +27,9 @@ __global int refuse(struct __sk_buff *skb, const struct weft_header *p, const st
 		count_rule(a->ruling.rule[WEFT_EGRESS]);
 	else
 		count_rule(a->ruling.rule[WEFT_INGRESS]);
-	record(skb->ifindex, s, p, a, why);
+	record(p, &a->l4, a->ruling.direction, why, 0,
+	       a->ruling.direction == WEFT_EGRESS ? a->ruling.rule[WEFT_EGRESS] : a->ruling.rule[WEFT_INGRESS],
+	       skb->ifindex);
 	if (a->place == AT_NODE) {
 		skb->mark = (skb->mark & ~WEFT_MARK_MASK) | (loud ? WEFT_MARK_NODE_REJECT : WEFT_MARK_NODE);
 		return verdict(why, TCX_NEXT);

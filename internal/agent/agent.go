@@ -48,7 +48,8 @@ type Agent struct {
 	ebpf      *ebpf.Driver
 	cni       *cni.Source
 	cluster   cluster
-	denials   *denials
+	denied    *recent // packets
+	logged    *recent // first packets that rules log
 
 	mu       sync.Mutex
 	findings []string // guarded by mu: what is wrong on the host now
@@ -68,7 +69,7 @@ func Run(ctx context.Context, cfg model.Config, version string, logTo io.Writer)
 	defer unlock()
 	a := &Agent{
 		cfg: cfg, version: version, clock: run.System(), started: time.Now(), log: log,
-		metrics: newMetrics(), denials: newDenials(),
+		metrics: newMetrics(), denied: newRecent(), logged: newRecent(),
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -149,7 +150,7 @@ func (a *Agent) start(ctx context.Context) error {
 	a.group.Go("watch ebpf", func(ctx context.Context) error { return a.ebpf.Watch(ctx, a.repair) })
 	a.group.Go("examine", a.examine)
 	if !a.cfg.Policy.Disabled {
-		a.group.Go("denials", a.watchDenials)
+		a.group.Go("records", a.watchRecords)
 	}
 	a.group.Go("http", a.serveHTTP)
 	a.group.Go("ready", a.becomeReady)

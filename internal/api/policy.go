@@ -67,13 +67,15 @@ type DiffChange struct {
 
 // WhyRequest asks for recent drops.
 type WhyRequest struct {
-	Pod    string        `json:"pod,omitempty"` // "namespace/pod"; empty: all
+	Logged bool          `json:"logged,omitempty"` // instead, for what rules log
+	Pod    string        `json:"pod,omitempty"`    // "namespace/pod"; empty: all
 	Last   time.Duration `json:"last,omitempty"`
 	Follow bool          `json:"follow,omitempty"`
 }
 
-// Drop is one denied packet, or several alike.
+// Drop is one denied packet, or several alike; or first packets that a rule logs.
 type Drop struct {
+	Verdict   string    `json:"verdict,omitempty"` // of what a rule logs: of all rules in the end, "allow", "deny" or "reject"
 	Time      time.Time `json:"time"`
 	From      string    `json:"from"` // pod, node or address, with port
 	To        string    `json:"to"`

@@ -107,7 +107,7 @@ func policyCommand() *cobra.Command {
 	c.AddCommand(
 		table("order", "Show all policies in the order in which they are asked", api.MethodPolicyOrder),
 		table("unused", "Show rules that nothing has ever matched on this node, and rules that nothing can match", api.MethodPolicyUnused),
-		diff)
+		diff, logCommand())
 	return c
 }
 
@@ -133,64 +133,87 @@ func printDiff(w io.Writer, r api.DiffReply) error {
 }
 
 func whyCommand() *cobra.Command {
-	c := &cobra.Command{
+	return recordsCommand(&cobra.Command{
 		Use:   "why [NAMESPACE/POD]",
 		Short: "Say which packets were denied lately on this node, and by which rule",
 		Long: "Say which packets were denied lately on this node, and by which rule. Packets that are alike are one line. Under a storm of\n" +
 			"denied packets only some are recorded here; the counters of `weft show policyrules` are exact in any case.",
 		Example: "  weft why\n  weft why default/web --last 1m\n  weft why --watch",
-		Args:    cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var req api.WhyRequest
-			if len(args) > 0 {
-				if req.Pod = args[0]; !strings.Contains(req.Pod, "/") {
-					req.Pod = "default/" + req.Pod
-				}
+	}, false, "denied")
+}
+
+func logCommand() *cobra.Command {
+	return recordsCommand(&cobra.Command{
+		Use:   "log [NAMESPACE/POD]",
+		Short: "Show which connections met a rule that logs, lately and on this node",
+		Long: "Show which connections met a rule that logs, lately and on this node, and what became of them. Those that are alike are one line.\n" +
+			"A connection is logged with its first packet; what is denied, with each. A CPU makes at most 256 records a second; the counters of\n" +
+			"`weft show policyrules` are exact in any case.",
+		Example: "  weft policy log\n  weft policy log default/web --watch",
+	}, true, "logged")
+}
+
+// recordsCommand makes c a command that shows records of packets: of those that rules log, or of denied ones.
+func recordsCommand(c *cobra.Command, logged bool, what string) *cobra.Command {
+	columns, cells := []string{"LAST", "TIMES", "FROM", "TO", "PROTOCOL", "WHY"}, dropCells
+	if logged {
+		columns, cells = []string{"LAST", "TIMES", "VERDICT", "FROM", "TO", "PROTOCOL", "RULE"}, logCells
+	}
+	c.Args = cobra.MaximumNArgs(1)
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		req := api.WhyRequest{Logged: logged}
+		if len(args) > 0 {
+			if req.Pod = args[0]; !strings.Contains(req.Pod, "/") {
+				req.Pod = "default/" + req.Pod
 			}
-			req.Last, _ = cmd.Flags().GetDuration("last")
-			req.Follow, _ = cmd.Flags().GetBool("watch")
-			var all []api.Drop
-			err := api.Stream(cmd.Context(), socket(cmd), api.MethodWhy, req, func(b json.RawMessage) error {
-				var d api.Drop
-				if err := json.Unmarshal(b, &d); err != nil {
-					return err
-				}
-				if !req.Follow {
-					all = append(all, d)
-					return nil
-				}
-				return output(cmd, d, func(w io.Writer) error {
-					_, err := fmt.Fprintln(w, strings.Join(dropCells(d), "  "))
-					return err
-				})
-			})
-			if err != nil && !errors.Is(err, context.Canceled) {
-				return explainAway(cmd, err)
+		}
+		req.Last, _ = cmd.Flags().GetDuration("last")
+		req.Follow, _ = cmd.Flags().GetBool("watch")
+		var all []api.Drop
+		err := api.Stream(cmd.Context(), socket(cmd), api.MethodWhy, req, func(b json.RawMessage) error {
+			var d api.Drop
+			if err := json.Unmarshal(b, &d); err != nil {
+				return err
 			}
-			if req.Follow {
+			if !req.Follow {
+				all = append(all, d)
 				return nil
 			}
-			return output(cmd, all, func(w io.Writer) error {
-				if len(all) == 0 {
-					whose := ""
-					if req.Pod != "" {
-						whose = " to or from " + req.Pod
-					}
-					_, err := fmt.Fprintf(w, "Nothing%s was denied on this node in the last %s.\n", whose, req.Last)
-					return err
-				}
-				rows := make([][]string, 0, len(all))
-				for _, d := range all {
-					rows = append(rows, dropCells(d))
-				}
-				return align(w, []string{"LAST", "TIMES", "FROM", "TO", "PROTOCOL", "WHY"}, rows)
+			return output(cmd, d, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, strings.Join(cells(d), "  "))
+				return err
 			})
-		},
+		})
+		if err != nil && !errors.Is(err, context.Canceled) {
+			return explainAway(cmd, err)
+		}
+		if req.Follow {
+			return nil
+		}
+		return output(cmd, all, func(w io.Writer) error {
+			if len(all) == 0 {
+				whose := ""
+				if req.Pod != "" {
+					whose = " to or from " + req.Pod
+				}
+				_, err := fmt.Fprintf(w, "Nothing%s was %s on this node in the last %s.\n", whose, what, req.Last)
+				return err
+			}
+			rows := make([][]string, 0, len(all))
+			for _, d := range all {
+				rows = append(rows, cells(d))
+			}
+			return align(w, columns, rows)
+		})
 	}
 	c.Flags().Duration("last", 5*time.Minute, "how far to look back")
 	c.Flags().BoolP("watch", "w", false, "go on with what is denied from now on, until interrupted")
 	outputFlag(c)
 	return c
+}
+
+func logCells(d api.Drop) []string {
+	return []string{d.Time.Format(time.TimeOnly), fmt.Sprint(d.Count), d.Verdict, d.From, d.To, d.Proto, d.Reason}
 }
 
 func dropCells(d api.Drop) []string {

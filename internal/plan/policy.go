@@ -146,6 +146,7 @@ type PolicyRule struct {
 	Hosts    bool // asked about the node's own traffic as well
 	Staged   bool
 	Log      bool
+	Label    string // of what is logged, the user's
 }
 
 // String is the rule on one line.
@@ -165,7 +166,7 @@ func (r PolicyRule) String() string {
 		peers = r.Peers.String()
 	}
 	return text(fmt.Sprint(r.Level), flag("staged", r.Staged), r.Verdict.String(), to, family, "peers", peers, list("l4", r.L4), src,
-		flag("hosts", r.Hosts), flag("log", r.Log), "by", r.Origin, "#"+r.ID.String())
+		flag("hosts", r.Hosts), flag("log", r.Log), r.Label, "by", r.Origin, "#"+r.ID.String())
 }
 
 // PolicySet decides about one direction of all endpoints for which the same rules count.

@@ -124,7 +124,10 @@ func (b *builder) rule(p *policy, r *rule, level int) []plan.PolicyRule {
 		return nil
 	}
 	base := plan.PolicyRule{
-		ID: r.id, Origin: r.origin, Level: level, Verdict: r.Verdict, Family: r.Family, Hosts: r.Hosts, Staged: p.Staged, Log: r.Log != nil,
+		ID: r.id, Origin: r.origin, Level: level, Verdict: r.Verdict, Family: r.Family, Hosts: r.Hosts, Staged: p.Staged,
+	}
+	if r.Log != nil {
+		base.Log, base.Label = true, r.Log.Prefix
 	}
 	if r.Verdict == model.VerdictPass {
 		base.PassTo = b.passTo(level, r.PassTo)

@@ -25,7 +25,7 @@ import (
 	"weft/internal/plan"
 )
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_slot -type weft_prefix -type weft_remote -type weft_guard -type weft_set -type weft_match -type weft_matched -type weft_rule -type weft_rules -type weft_list -type weft_block -type weft_bits -type weft_network -type weft_hits -type weft_name -type weft_pair -type weft_conn -type weft_denial -type weft_pace weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -fms-extensions -Wno-microsoft-anon-tag -nostdinc -I../../../bpf
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -target bpfel,bpfeb -no-global-types -type weft_addr -type weft_mac -type weft_settings -type weft_local -type weft_slot -type weft_prefix -type weft_remote -type weft_guard -type weft_set -type weft_match -type weft_matched -type weft_rule -type weft_rules -type weft_list -type weft_block -type weft_bits -type weft_network -type weft_hits -type weft_name -type weft_pair -type weft_conn -type weft_record -type weft_pace weft ../../../bpf/weft.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -fms-extensions -Wno-microsoft-anon-tag -nostdinc -I../../../bpf
 
 // Driver owns what is pinned below one directory of a bpffs, and the clsact filters named weft_*. Apply and Sweep are called from one goroutine; the other methods from any.
 //

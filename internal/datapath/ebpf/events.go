@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/model"
 	"weft/internal/plan"
 )
 
@@ -62,25 +63,26 @@ func monotonic() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// Denial is a packet that policy did not let pass.
-type Denial struct {
+// Record is a packet that policy did not let pass, or about which a rule that logs was asked.
+type Record struct {
 	Time      time.Time
 	Src, Dst  netip.Addr
 	SrcPort   uint16
 	DstPort   uint16 // of ICMP: type<<8 | code
 	Proto     uint8
 	Direction plan.Direction
-	Rule      plan.ID // that decided; 0: see Reason
-	Reason    string  // a name of Stats: drop_policy, reject, drop_closed, drop_fragment, drop_undecided or drop_not_ip
-	Device    int     // index of the device that it was seen on
+	Logged    model.Verdict // of a rule that logs: what the policies of this direction say in the end. VerdictNone: a denied packet
+	Rule      plan.ID       // that decided, or that logs; 0: see Reason
+	Reason    string        // of a denied packet a name of Stats: drop_policy, reject, drop_closed, drop_fragment, drop_undecided or drop_not_ip
+	Device    int           // index of the device that it was seen on
 }
 
-// Denials calls f with each record of a denied packet until ctx ends. A CPU makes at most 256 records a second; the others are
-// only counted (see LostDenials), and so are those that nobody reads in time. There may be one caller at a time.
-func (d *Driver) Denials(ctx context.Context, f func(Denial)) error {
-	r, err := ringbuf.NewReader(d.objs.Denials)
+// Records calls f with records of denied packets, and of first packets that rules log, until ctx ends. A CPU makes at most 256 records a
+// second; the others are only counted (see LostRecords), and so are those that nobody reads in time. There may be one caller at a time.
+func (d *Driver) Records(ctx context.Context, f func(Record)) error {
+	r, err := ringbuf.NewReader(d.objs.Records)
 	if err != nil {
-		return fmt.Errorf("read denied packets: %w", err)
+		return fmt.Errorf("read records of packets: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = r.Close() })
 	defer func() {
@@ -93,30 +95,30 @@ func (d *Driver) Denials(ctx context.Context, f func(Denial)) error {
 			return ctx.Err()
 		}
 		if err != nil {
-			return fmt.Errorf("read denied packets: %w", err)
+			return fmt.Errorf("read records of packets: %w", err)
 		}
-		var x weftWeftDenial
+		var x weftWeftRecord
 		if err := binary.Read(bytes.NewReader(rec.RawSample), binary.NativeEndian, &x); err != nil {
-			return fmt.Errorf("read denied packets: %w", err)
+			return fmt.Errorf("read records of packets: %w", err)
 		}
-		f(d.denial(x))
+		f(d.record(x))
 	}
 }
 
-func (d *Driver) denial(x weftWeftDenial) Denial {
-	out := Denial{
+func (d *Driver) record(x weftWeftRecord) Record {
+	out := Record{
 		Time: time.Now().Add(time.Duration(x.Time) - monotonic()), Src: addrFrom(x.Src), Dst: addrFrom(x.Dst),
 		SrcPort: bigEndian(x.Sport), DstPort: bigEndian(x.Dport), Proto: x.Proto, Direction: plan.Direction(x.Direction),
-		Device: int(x.Ifindex), Rule: d.policy.numbers.id(ofRule, x.Rule),
+		Device: int(x.Ifindex), Rule: d.policy.numbers.id(ofRule, x.Rule), Logged: model.Verdict(x.Answer),
 	}
-	if int(x.Reason) < len(d.names) {
+	if out.Logged == model.VerdictNone && int(x.Reason) < len(d.names) {
 		out.Reason = d.names[x.Reason]
 	}
 	return out
 }
 
-// LostDenials returns how many denied packets have no record.
-func (d *Driver) LostDenials() uint64 {
+// LostRecords returns how many packets that should have one have no record.
+func (d *Driver) LostRecords() uint64 {
 	var perCPU []weftWeftPace
 	if err := d.objs.Pace.Lookup(uint32(0), &perCPU); err != nil {
 		return 0 // the map is an array: only a closed driver gets here

@@ -21,6 +21,7 @@ const (
 	ruleLast   = 0x10
 	ruleTurn   = 0x20
 	ruleStaged = 0x40
+	ruleLog    = 0x80
 	ruleNone   = 0xffff
 	// matchSet and matchProto are the lengths of keys in the trie without a port.
 	matchSet   = 40
@@ -57,6 +58,9 @@ func listsOf(set uint32, row *plan.PolicySet, number func(*plan.PolicyRule) (rul
 		}
 		if r.Staged && r.Verdict != model.VerdictLog {
 			x.Flags |= ruleStaged
+		}
+		if r.Log || r.Verdict == model.VerdictLog {
+			x.Flags |= ruleLog
 		}
 		x.Number, x.Peers = number(r)
 		rules[i] = x

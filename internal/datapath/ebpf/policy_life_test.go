@@ -459,14 +459,69 @@ func TestPolicyLost(t *testing.T) {
 	reaches(t, q, p, netset.V4, 80, true)
 }
 
+// TestPolicyLog: a rule that logs is recorded with what became of the packet: once for a connection, and for each denied packet.
+func TestPolicyLog(t *testing.T) {
+	a, _, p, q, stranger := underPolicy(t)
+	hello(t, p)
+	logs := func(name string, v model.Verdict, peers string) plan.PolicyRule {
+		r := rule(name, v, peers)
+		r.Log = true
+		return r
+	}
+	s := set("logged", plan.Ingress, rule("note", model.VerdictLog, "him"), rule("quiet", model.VerdictAllow, "friends", port(protoTCP, 80)),
+		rule("unasked", model.VerdictLog, ""), logs("last", model.VerdictDeny, ""))
+	a.want(peers("him", q.name()), s, &plan.Guard{Dev: p.hostIf, Identity: named(p.name()), Ingress: s.ID})
+	a.apply()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	seen := make(chan Record, 1000)
+	ended := make(chan error, 1)
+	go func() { ended <- a.driver.Records(ctx, func(r Record) { seen <- r }) }()
+	for _, f := range netset.Families() {
+		for len(seen) > 0 {
+			<-seen
+		}
+		reaches(t, q, p, f, 80, true)
+		reaches(t, stranger, p, f, 80, false)
+		got := map[string]int{}
+		for deadline := time.After(2 * time.Second); got["deny by "+named("last").String()] == 0 || got["none by "+named("last").String()] == 0; {
+			select {
+			case r := <-seen:
+				if r.DstPort != 80 || r.Direction != plan.Ingress || r.Dst != p.addr(f) {
+					continue
+				}
+				from := map[netip.Addr]*pod{q.addr(f): q, stranger.addr(f): stranger}[r.Src]
+				if from == nil || (from == q) != (r.Logged == model.VerdictAllow) {
+					t.Errorf("%s: %+v", f, r)
+				}
+				got[fmt.Sprintf("%s by %s", r.Logged, r.Rule)]++
+			case <-deadline:
+				t.Fatalf("%s: no record of what was denied: %v", f, got)
+			}
+		}
+		if n := got["allow by "+named("note").String()]; n != 1 {
+			t.Errorf("%s: %v, want one record of the connection by %s", f, got, named("note"))
+		}
+		for what := range got {
+			if !strings.Contains(what, named("last").String()) && !strings.Contains(what, "allow by "+named("note").String()) {
+				t.Errorf("%s: a record says %s", f, what)
+			}
+		}
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
 // TestPolicyDenials: records say who, what and why; a storm is counted, and not recorded packet by packet.
 func TestPolicyDenials(t *testing.T) {
 	exchanges(t, func(t *testing.T, x *exchange) {
 		ctx, stop := context.WithCancel(t.Context())
-		seen := make(chan Denial, 10000)
+		seen := make(chan Record, 10000)
 		ended := make(chan error, 1)
-		go func() { ended <- x.driver.Denials(ctx, func(d Denial) { seen <- d }) }()
-		next := func(what string) (d Denial) {
+		go func() { ended <- x.driver.Records(ctx, func(d Record) { seen <- d }) }()
+		next := func(what string) (d Record) {
 			t.Helper()
 			for {
 				select {
@@ -482,7 +537,7 @@ func TestPolicyDenials(t *testing.T) {
 		for len(seen) > 0 {
 			<-seen
 		}
-		check := func(what string, want Denial) {
+		check := func(what string, want Record) {
 			t.Helper()
 			d := next(what)
 			if age := time.Since(d.Time); age < -time.Second || age > 2*time.Second {
@@ -495,22 +550,22 @@ func TestPolicyDenials(t *testing.T) {
 		}
 		time.Sleep(1100 * time.Millisecond) // a second of its own
 		x.in("denied", x.comes(protoUDP, datagram(5000, 81)), "drop_policy")
-		check("in", Denial{
+		check("in", Record{
 			Src: x.far, Dst: x.pod.addr(x.f), SrcPort: 5000, DstPort: 81, Proto: protoUDP, Direction: plan.Ingress, Rule: named("in/end"),
 			Reason: "drop_policy", Device: int(x.index(uplink)),
 		})
 		x.out("denied", x.goes(protoTCP, segment(6000, 53, syn)), "drop_policy")
-		check("out", Denial{
+		check("out", Record{
 			Src: x.pod.addr(x.f), Dst: x.far, SrcPort: 6000, DstPort: 53, Proto: protoTCP, Direction: plan.Egress, Rule: named("out/end"),
 			Reason: "drop_policy", Device: int(x.index(x.pod.hostIf)),
 		})
 		ping, request := x.echo(false, 1)
 		x.out("denied", x.goes(ping, request), "drop_policy")
-		check("ping", Denial{
+		check("ping", Record{
 			Src: x.pod.addr(x.f), Dst: x.far, DstPort: uint16(request[0]) << 8, Proto: ping, Direction: plan.Egress, Rule: named("out/end"),
 			Reason: "drop_policy", Device: int(x.index(x.pod.hostIf)),
 		})
-		before, lost, counted := x.hits("in/end"), x.driver.LostDenials(), x.driver.Stats()["drop_policy"]
+		before, lost, counted := x.hits("in/end"), x.driver.LostRecords(), x.driver.Stats()["drop_policy"]
 		const storm = 2000
 		in := x.comes(protoUDP, datagram(5000, 7777)).bytes()
 		within(t, x.ns, func() error {
@@ -527,7 +582,7 @@ func TestPolicyDenials(t *testing.T) {
 		if got := x.hits("in/end") - before; got != storm {
 			t.Errorf("the rule was counted %d times, want %d", got, storm)
 		}
-		if got := x.driver.LostDenials() - lost; got == 0 || got >= storm {
+		if got := x.driver.LostRecords() - lost; got == 0 || got >= storm {
 			t.Errorf("%d of %d records were lost", got, storm)
 		}
 		all, err := x.driver.RuleHits()

@@ -37,21 +37,6 @@ type weftWeftConn struct {
 	Flags      uint32
 }
 
-type weftWeftDenial struct {
-	_         structs.HostLayout
-	Time      uint64
-	Src       weftWeftAddr
-	Dst       weftWeftAddr
-	Sport     uint16
-	Dport     uint16
-	Proto     uint8
-	Direction uint8
-	Reason    uint8
-	Pad       uint8
-	Rule      uint32
-	Ifindex   uint32
-}
-
 type weftWeftGuard struct {
 	_        structs.HostLayout
 	Identity uint32
@@ -131,6 +116,21 @@ type weftWeftPrefix struct {
 	Addr weftWeftAddr
 }
 
+type weftWeftRecord struct {
+	_         structs.HostLayout
+	Time      uint64
+	Src       weftWeftAddr
+	Dst       weftWeftAddr
+	Sport     uint16
+	Dport     uint16
+	Proto     uint8
+	Direction uint8
+	Reason    uint8
+	Answer    uint8
+	Rule      uint32
+	Ifindex   uint32
+}
+
 type weftWeftRemote struct {
 	_      structs.HostLayout
 	Via    weftWeftAddr
@@ -194,7 +194,6 @@ type weftWeftSlot struct {
 const (
 	weftMapAddresses      = "addresses"
 	weftMapConns          = "conns"
-	weftMapDenials        = "denials"
 	weftMapFrags          = "frags"
 	weftMapLists          = "lists"
 	weftMapLocals         = "locals"
@@ -204,6 +203,7 @@ const (
 	weftMapNumbers        = "numbers"
 	weftMapPace           = "pace"
 	weftMapPeers          = "peers"
+	weftMapRecords        = "records"
 	weftMapRemotes        = "remotes"
 	weftMapRulestats      = "rulestats"
 	weftMapSets           = "sets"
@@ -280,7 +280,6 @@ type weftProgramSpecs struct {
 type weftMapSpecs struct {
 	Addresses *ebpf.MapSpec `ebpf:"addresses"`
 	Conns     *ebpf.MapSpec `ebpf:"conns"`
-	Denials   *ebpf.MapSpec `ebpf:"denials"`
 	Frags     *ebpf.MapSpec `ebpf:"frags"`
 	Lists     *ebpf.MapSpec `ebpf:"lists"`
 	Locals    *ebpf.MapSpec `ebpf:"locals"`
@@ -290,6 +289,7 @@ type weftMapSpecs struct {
 	Numbers   *ebpf.MapSpec `ebpf:"numbers"`
 	Pace      *ebpf.MapSpec `ebpf:"pace"`
 	Peers     *ebpf.MapSpec `ebpf:"peers"`
+	Records   *ebpf.MapSpec `ebpf:"records"`
 	Remotes   *ebpf.MapSpec `ebpf:"remotes"`
 	Rulestats *ebpf.MapSpec `ebpf:"rulestats"`
 	Sets      *ebpf.MapSpec `ebpf:"sets"`
@@ -328,7 +328,6 @@ func (o *weftObjects) Close() error {
 type weftMaps struct {
 	Addresses *ebpf.Map `ebpf:"addresses"`
 	Conns     *ebpf.Map `ebpf:"conns"`
-	Denials   *ebpf.Map `ebpf:"denials"`
 	Frags     *ebpf.Map `ebpf:"frags"`
 	Lists     *ebpf.Map `ebpf:"lists"`
 	Locals    *ebpf.Map `ebpf:"locals"`
@@ -338,6 +337,7 @@ type weftMaps struct {
 	Numbers   *ebpf.Map `ebpf:"numbers"`
 	Pace      *ebpf.Map `ebpf:"pace"`
 	Peers     *ebpf.Map `ebpf:"peers"`
+	Records   *ebpf.Map `ebpf:"records"`
 	Remotes   *ebpf.Map `ebpf:"remotes"`
 	Rulestats *ebpf.Map `ebpf:"rulestats"`
 	Sets      *ebpf.Map `ebpf:"sets"`
@@ -352,7 +352,6 @@ func (m *weftMaps) Close() error {
 	return _WeftClose(
 		m.Addresses,
 		m.Conns,
-		m.Denials,
 		m.Frags,
 		m.Lists,
 		m.Locals,
@@ -362,6 +361,7 @@ func (m *weftMaps) Close() error {
 		m.Numbers,
 		m.Pace,
 		m.Peers,
+		m.Records,
 		m.Remotes,
 		m.Rulestats,
 		m.Sets,

@@ -18,26 +18,32 @@ import (
 // remembered is how many kinds of denied packets are kept for `weft why`; the least recent go first.
 const remembered = 4096
 
-// denials are the recent denied packets, those that are alike put together.
-type denials struct {
+// recent are denied packets, or those that rules log; those that are alike are put together.
+type recent struct {
 	mu    sync.Mutex
 	drops map[string]*api.Drop // guarded by mu; by all that distinguishes them
 	moved chan struct{}        // guarded by mu; closed and replaced when drops grow
 }
 
-func newDenials() *denials {
-	return &denials{drops: map[string]*api.Drop{}, moved: make(chan struct{})}
+func newRecent() *recent {
+	return &recent{drops: map[string]*api.Drop{}, moved: make(chan struct{})}
 }
 
-// watchDenials takes in what the programs say of denied packets.
-func (a *Agent) watchDenials(ctx context.Context) error {
-	return a.ebpf.Denials(ctx, func(d ebpf.Denial) { a.denials.add(a.explain(d)) })
+// watchRecords takes in what the programs say of packets.
+func (a *Agent) watchRecords(ctx context.Context) error {
+	return a.ebpf.Records(ctx, func(r ebpf.Record) {
+		to := a.denied
+		if r.Logged != model.VerdictNone {
+			to = a.logged
+		}
+		to.add(a.explain(r))
+	})
 }
 
-func (d *denials) add(x api.Drop) {
+func (d *recent) add(x api.Drop) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	key := strings.Join([]string{x.From, x.To, x.Proto, x.Direction, x.Reason}, "\x00")
+	key := strings.Join([]string{x.From, x.To, x.Proto, x.Direction, x.Verdict, x.Reason}, "\x00")
 	if old := d.drops[key]; old != nil {
 		old.Count++
 		old.Time = x.Time
@@ -53,7 +59,7 @@ func (d *denials) add(x api.Drop) {
 }
 
 // forget drops the older half.
-func (d *denials) forget() {
+func (d *recent) forget() {
 	times := make([]time.Time, 0, len(d.drops))
 	for _, x := range d.drops {
 		times = append(times, x.Time)
@@ -67,7 +73,7 @@ func (d *denials) forget() {
 }
 
 // since returns the drops after a time, oldest first, and a channel that is closed when there are more.
-func (d *denials) since(t time.Time) ([]api.Drop, <-chan struct{}) {
+func (d *recent) since(t time.Time) ([]api.Drop, <-chan struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var out []api.Drop
@@ -80,8 +86,8 @@ func (d *denials) since(t time.Time) ([]api.Drop, <-chan struct{}) {
 	return out, d.moved
 }
 
-// explain says in words what was denied, and by whom.
-func (a *Agent) explain(d ebpf.Denial) api.Drop {
+// explain says in words what was denied or logged, and by whom.
+func (a *Agent) explain(d ebpf.Record) api.Drop {
 	s := a.store.Snapshot()
 	out := api.Drop{Time: d.Time, Proto: plan.ProtoName(int(d.Proto)), Direction: d.Direction.String()}
 	out.From = a.who(s, d.Src)
@@ -94,8 +100,12 @@ func (a *Agent) explain(d ebpf.Denial) api.Drop {
 	}
 	side := map[plan.Direction]string{plan.Egress: out.From, plan.Ingress: a.who(s, d.Dst)}[d.Direction]
 	out.Reason = d.Reason
-	if by := a.originOf(d.Rule); by != "" {
-		out.Reason = fmt.Sprintf("%s of %s: %s", d.Direction, side, by)
+	if r := a.ruleOf(d.Rule); r.Origin != "" {
+		out.Reason = fmt.Sprintf("%s of %s: %s", d.Direction, side, r.Origin)
+		if d.Logged != model.VerdictNone {
+			out.Verdict = d.Logged.String()
+			out.Reason = strings.TrimSpace(out.Reason + " " + r.Label)
+		}
 	} else if words := reasons()[d.Reason]; words != "" {
 		out.Reason = words
 	}
@@ -132,28 +142,31 @@ func (e end) name() string {
 	return e.end.Addr.String()
 }
 
-// originOf returns whose rule has the counter.
-func (a *Agent) originOf(id plan.ID) string {
+// ruleOf returns the rule with the counter, the zero rule for none.
+func (a *Agent) ruleOf(id plan.ID) plan.PolicyRule {
 	if id == 0 {
-		return ""
+		return plan.PolicyRule{}
 	}
 	for s := range plan.All[*plan.PolicySet](a.store.View(), plan.KindPolicySet) {
 		if i := slices.IndexFunc(s.Rules, func(r plan.PolicyRule) bool { return r.ID == id }); i >= 0 {
-			return s.Rules[i].Origin
+			return s.Rules[i]
 		}
 	}
-	return "a rule that is not there any more"
+	return plan.PolicyRule{Origin: "a rule that is not there any more"}
 }
 
-// why is the method behind `weft why`.
+// why is the method behind `weft why` and `weft policy log`.
 func (a *Agent) why(ctx context.Context, r api.WhyRequest, send func(any) error) error {
 	last := r.Last
 	if last == 0 {
 		last = 5 * time.Minute
 	}
-	from := a.clock.Now().Add(-last)
+	from, records := a.clock.Now().Add(-last), a.denied
+	if r.Logged {
+		records = a.logged
+	}
 	for {
-		drops, more := a.denials.since(from)
+		drops, more := records.since(from)
 		for _, d := range drops {
 			from = d.Time
 			if r.Pod != "" && d.From != "pod "+r.Pod && !strings.HasPrefix(d.To, "pod "+r.Pod+" ") && d.To != "pod "+r.Pod {
