@@ -82,7 +82,17 @@ func (f *fixture) conform(s conformance) {
 	begin := time.Now()
 	cmd := exec.CommandContext(f.ctx, filepath.Join(f.Bin, s.program), append([]string{"-test.v", run}, s.args...)...)
 	cmd.Dir, cmd.Env = f.Dir, append(os.Environ(), "KUBECONFIG="+f.Kubeconfig(), "HOME="+f.Dir, "PATH="+f.Bin+":"+os.Getenv("PATH"))
-	out, err := cmd.CombinedOutput()
+	log, err := os.Create(filepath.Join(f.Dir, s.name+".log")) // a suite takes long: its log can be followed
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	err = cmd.Run()
+	out, rerr := os.ReadFile(log.Name())
+	if rerr != nil {
+		f.Fatal(rerr)
+	}
 	passed, failed := 0, 0
 	for _, m := range outcome.FindAllStringSubmatch(string(out), -1) {
 		switch verdict, name, seconds := m[1], strings.TrimPrefix(m[2], s.test+"/"), m[3]; {
