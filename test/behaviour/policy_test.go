@@ -365,6 +365,12 @@ func TestPolicyAgentDeath(t *testing.T) {
 	// known yet. More are a failure.
 	if few := 5; kept.Lost > 0 && kept.Lost <= few {
 		t.Logf("KNOWN DEFECT: %d datagrams lost: %v", kept.Lost, kept.LostTo)
+		for _, pod := range []string{"a", "b", "c"} { // that a socket had no room for?
+			t.Logf("%s: %s", pod, l.run("exec", pod, "--", "grep", "^Udp", "/proc/net/snmp", "/proc/net/snmp6"))
+		}
+		for _, n := range []string{"node1", "node2"} {
+			t.Logf("%s: %s", n, l.run("node", n, "--", "weft", "status"))
+		}
 		kept.Lost, kept.LostTo = 0, nil
 	}
 	check(t, "10 kills, then N, N+1, N", quiet, kept)
