@@ -114,9 +114,6 @@ var policed struct {
 func policyCluster(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	needsWeft(t)
-	if os.Getenv("WEFT_E2E_POLICY") == "" && !wholeSuites() {
-		t.Skip("needs a second cluster and suites that take long: set WEFT_E2E_POLICY=1 (docs/policy/conformance.md)")
-	}
 	policed.Lock()
 	defer policed.Unlock()
 	if policed.Cluster != nil {

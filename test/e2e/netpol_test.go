@@ -14,22 +14,17 @@ import (
 	"weft/test/e2e/binaries"
 )
 
-// Kubernetes' own cases of NetworkPolicy pass: those of netpol.txt, or all of them with WEFT_E2E_NETPOL=all. They reach pods
-// through services, whose addresses kube-proxy translates.
+// Kubernetes' own cases of NetworkPolicy pass, all that send packets. They reach pods through services, whose addresses kube-proxy
+// translates.
 func TestNetpol(t *testing.T) {
 	f := newFixture(t, policyCluster(t), 40*time.Minute)
-	focus := f.focus("netpol.txt")
-	if wholeSuites() {
-		focus = `\[sig-network\] Netpol .*NetworkPolicy between server and client`
-	}
 	begin := time.Now()
-	cases := f.ginkgo("netpol", 4, focus, "Netpol API")
-	f.report(cases)
+	f.report(f.ginkgo("netpol", 4, `\[sig-network\] Netpol .*NetworkPolicy between server and client`, "Netpol API"))
 	t.Logf("took %s", time.Since(begin).Round(time.Second))
 }
 
-// wholeSuites says that suites of policy are run with all that they have, and not only with what CI has time for.
-func wholeSuites() bool { return os.Getenv("WEFT_E2E_NETPOL") == "all" }
+// wholeSuites says that sig-network's suites are run with all that they have, and not only with what CI has time for.
+func wholeSuites() bool { return os.Getenv("WEFT_E2E_CONFORMANCE") == "all" }
 
 // The conformance suites of sig-network's policies for a whole cluster pass: of ClusterNetworkPolicy, and of
 // AdminNetworkPolicy and BaselineAdminNetworkPolicy, which an older release has.
