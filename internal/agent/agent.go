@@ -21,12 +21,14 @@ import (
 	"weft/internal/datapath/ebpf"
 	"weft/internal/datapath/linux"
 	"weft/internal/datapath/nft"
+	"weft/internal/mesh"
 	"weft/internal/model"
 	"weft/internal/plan"
 	"weft/internal/reconcile"
 	"weft/internal/run"
 	"weft/internal/source/cni"
 	"weft/internal/store"
+	"weft/internal/trial"
 )
 
 // Agent is one running daemon. Make it with Run.
@@ -49,6 +51,8 @@ type Agent struct {
 	cni       *cni.Source
 	cluster   cluster
 	denials   *denials
+	trials    *trial.Trials
+	mesh      *mesh.Mesh
 
 	mu       sync.Mutex
 	findings []string // guarded by mu: what is wrong on the host now
