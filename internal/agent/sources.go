@@ -197,6 +197,7 @@ func (a *Agent) startCluster() error {
 	a.cluster = cluster{problems: src.Problems, server: server(rc.Host), away: func() bool { return src.Away() && cached.Serving() }}
 	a.group.Go("source kube", src.Run)
 	a.group.Go("services", func(ctx context.Context) error { return a.tellTranslated(ctx, src.SetServices) })
+	a.group.Go("taken back", func(ctx context.Context) error { return a.tellTakenBack(ctx, src.SetTakenBack) })
 	return nil
 }
 

@@ -171,6 +171,25 @@ func takenBack(s model.Snapshot) []string {
 	return slices.Compact(out)
 }
 
+// tellTakenBack tells which policies this node has taken back, and what had broken.
+func (a *Agent) tellTakenBack(ctx context.Context, tell func(map[model.Ref]string)) error {
+	for {
+		changed := a.store.WatchKind(model.KindTrial)
+		back := map[model.Ref]string{}
+		for t := range model.All[*model.Trial](a.store.Snapshot(), model.KindTrial) {
+			if t.Back && !t.Ref.IsZero() {
+				back[t.Ref] = strings.Join(t.Why, ", ")
+			}
+		}
+		tell(back)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
 // trialNotes is what `weft policy order` says of a policy on trial.
 func trialNotes(s model.Snapshot, k model.Key) []string {
 	t := model.Get[*model.Trial](s, model.TrialKey(k))

@@ -5,6 +5,7 @@ import "time"
 // Trial is a change of policy that this node may take back, or has taken back, because of what has happened since.
 type Trial struct {
 	Of      Key       // the object that was changed
+	Ref     Ref       // of the API's object; zero where it has none (tiers)
 	Name    string    // of the object, for messages: Ref.String() where it has one
 	Back    bool      // taken back; else on trial
 	Since   time.Time // when it came in force, or when it was taken back

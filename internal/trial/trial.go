@@ -295,7 +295,7 @@ func (x *trial) problem() error {
 
 // row is the trial as it is shown.
 func (x *trial) row() *model.Trial {
-	r := &model.Trial{Of: x.key, Name: name(x.after), Back: x.back, Since: x.since, Why: x.why}
+	r := &model.Trial{Of: x.key, Ref: ref(x.after), Name: name(x.after), Back: x.back, Since: x.since, Why: x.why}
 	if x.back {
 		_, r.Instead = x.instead()
 	} else {
@@ -306,17 +306,25 @@ func (x *trial) row() *model.Trial {
 
 // name is what messages call an object.
 func name(o model.Object) string {
-	switch o := o.(type) {
-	case *model.Policy:
-		return o.Ref.String()
-	case *model.Group:
-		return o.Ref.String()
-	case *model.AddressSet:
-		return o.Ref.String()
-	case *model.HostEndpoint:
-		return o.Ref.String()
+	if r := ref(o); !r.IsZero() {
+		return r.String()
 	}
 	return o.Key().String()
+}
+
+// ref is the API's object that became o; zero where o does not say.
+func ref(o model.Object) model.Ref {
+	switch o := o.(type) {
+	case *model.Policy:
+		return o.Ref
+	case *model.Group:
+		return o.Ref
+	case *model.AddressSet:
+		return o.Ref
+	case *model.HostEndpoint:
+		return o.Ref
+	}
+	return model.Ref{}
 }
 
 // names lists objects, each once: of one object there may be several policies.
