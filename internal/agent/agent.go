@@ -143,6 +143,7 @@ func (a *Agent) start(ctx context.Context) error {
 	if err := a.startSources(ctx); err != nil {
 		return err
 	}
+	a.group.Go("trials", a.trials.Run)
 	a.store.Seal()
 	a.group.Go("derive", func(ctx context.Context) error {
 		return a.store.Derive(ctx, compiler(a.cfg.NodeName))

@@ -39,7 +39,6 @@ func (a *Agent) startTrials() {
 	if err := a.trials.Restore(); err != nil {
 		a.incidents.add(err.Error(), "ignored: what the cluster says is in force")
 	}
-	a.group.Go("trials", a.trials.Run)
 }
 
 func (a *Agent) confirmMode() string {

@@ -92,7 +92,7 @@ func (d diskTrial) trial() (*trial, error) {
 	if err != nil {
 		return nil, err
 	}
-	x := &trial{key: after.Key(), after: after, hash: hash(after), back: d.Back, since: d.Since, why: d.Why}
+	x := &trial{key: after.Key(), after: after, back: d.Back, since: d.Since, why: d.Why}
 	if d.Before != nil {
 		x.before, err = cache.Decode(d.Before)
 	}
@@ -118,9 +118,9 @@ func (t *Trials) write() error {
 	f := file{Version: version, Held: slices.Sorted(maps.Keys(t.held))}
 	byName := func(a, b *trial) int { return strings.Compare(a.key.String(), b.key.String()) }
 	for _, x := range slices.SortedFunc(maps.Values(t.all), byName) {
-		d := diskTrial{After: x.hash, Back: x.back, Since: x.since, Open: !x.until.IsZero(), Why: x.why}
+		d := diskTrial{After: encode(x.after), Back: x.back, Since: x.since, Open: !x.until.IsZero(), Why: x.why}
 		if x.before != nil {
-			d.Before = hash(x.before)
+			d.Before = encode(x.before)
 		}
 		f.Trials = append(f.Trials, d)
 	}

@@ -93,20 +93,17 @@ func (t *Trials) sort(objs []model.Object) (news []*trial, over []model.Key) {
 		if x == nil && !covered {
 			continue
 		}
-		b := hash(o)
-		var before model.Object
+		before := snap.Get(k)
 		if x != nil {
-			if slices.Equal(b, x.hash) {
+			if same(x.after, o) {
 				x.said = true
 				continue
 			}
 			before = x.before
-		} else {
-			before = snap.Get(k)
 		}
 		switch unchanged := before != nil && same(before, o); {
 		case !unchanged && covered:
-			news = append(news, &trial{key: k, before: before, after: o, hash: b, said: true})
+			news = append(news, &trial{key: k, before: before, after: o, said: true})
 		case x != nil:
 			over = append(over, k)
 		}

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -87,7 +88,6 @@ type trial struct {
 	key    model.Key
 	before model.Object // what was in force; nil: nothing was
 	after  model.Object // what is on trial, or was taken back
-	hash   []byte       // after, encoded
 	back   bool         // taken back
 	since  time.Time
 	until  time.Time // on trial: its end. Taken back: when one of why must hold again; zero: one did
@@ -125,15 +125,15 @@ func (t *Trials) Complete() {
 // Run looks at the invariants while something is on trial, until ctx ends.
 func (t *Trials) Run(ctx context.Context) error {
 	for {
-		var next <-chan time.Time // nil: not before something is on trial
+		wake, next := t.wake, (<-chan time.Time)(nil)
 		if names, busy := t.watched(); busy {
 			t.judge(t.look(ctx, names))
-			next = time.After(t.pace())
+			wake, next = nil, time.After(t.pace()) // changes come in bursts, and three looks at once are one
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-t.wake:
+		case <-wake:
 		case <-next:
 		}
 	}
@@ -200,17 +200,7 @@ func (t *Trials) look(ctx context.Context, wanted map[string]bool) map[string]er
 func (t *Trials) judge(seen map[string]error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var broken []string
-	for name := range t.held {
-		if err, there := seen[name]; !there || err == nil {
-			delete(t.fails, name)
-			continue
-		}
-		if t.fails[name]++; t.fails[name] >= losses {
-			broken = append(broken, name)
-		}
-	}
-	slices.Sort(broken)
+	broken := t.count(seen)
 	now := t.o.Clock.Now()
 	var takeBack, confirmed, innocent []*trial
 	for _, x := range t.all {
@@ -241,6 +231,27 @@ func (t *Trials) judge(seen map[string]error) {
 	}
 }
 
+// count takes in a look and returns what is broken: once something has failed often enough, all that has failed more than once, since
+// not everything fails at the same moment. The caller holds mu.
+func (t *Trials) count(seen map[string]error) (broken []string) {
+	enough := false
+	for name := range t.held {
+		if err, there := seen[name]; !there || err == nil {
+			delete(t.fails, name)
+			continue
+		}
+		t.fails[name]++
+		enough = enough || t.fails[name] >= losses
+	}
+	for name, n := range t.fails {
+		if enough && n > 1 {
+			broken = append(broken, name)
+		}
+	}
+	slices.Sort(broken)
+	return broken
+}
+
 // takeBack puts what was before in force. The caller holds mu.
 func (t *Trials) takeBack(some []*trial, broken []string, now time.Time) {
 	var put []model.Object
@@ -256,9 +267,13 @@ func (t *Trials) takeBack(some []*trial, broken []string, now time.Time) {
 	t.w.Upsert(put...)
 	t.save()
 	clear(t.fails)
+	said := map[string]bool{} // of one object there may be several policies
 	for _, x := range some {
 		_, instead := x.instead()
-		t.o.Report(x.problem().Error(), "taken back on this node: "+instead)
+		if what := x.problem().Error(); !said[what] {
+			said[what] = true
+			t.o.Report(what, "taken back on this node: "+instead)
+		}
 	}
 }
 
@@ -345,8 +360,8 @@ func keys(some []*trial) []model.Key {
 	return out
 }
 
-// hash is what tells one version of an object from another; nil for what is not kept on disk.
-func hash(o model.Object) []byte {
+// encode is what tells one version of an object from another; nil for what is not kept on disk.
+func encode(o model.Object) []byte {
 	b, err := cache.Encode(o)
 	if err != nil {
 		return nil
@@ -355,4 +370,6 @@ func hash(o model.Object) []byte {
 }
 
 // same reports whether two objects hold the same.
-func same(a, b model.Object) bool { return bytes.Equal(hash(a), hash(b)) }
+func same(a, b model.Object) bool {
+	return reflect.DeepEqual(a, b) || bytes.Equal(encode(a), encode(b))
+}
