@@ -21,12 +21,14 @@ import (
 	"weft/internal/datapath/ebpf"
 	"weft/internal/datapath/linux"
 	"weft/internal/datapath/nft"
+	"weft/internal/mesh"
 	"weft/internal/model"
 	"weft/internal/plan"
 	"weft/internal/reconcile"
 	"weft/internal/run"
 	"weft/internal/source/cni"
 	"weft/internal/store"
+	"weft/internal/trial"
 )
 
 // Agent is one running daemon. Make it with Run.
@@ -50,6 +52,8 @@ type Agent struct {
 	cluster   cluster
 	denied    *recent // packets
 	logged    *recent // first packets that rules log
+	trials    *trial.Trials
+	mesh      *mesh.Mesh
 
 	mu       sync.Mutex
 	findings []string // guarded by mu: what is wrong on the host now
@@ -140,6 +144,7 @@ func (a *Agent) start(ctx context.Context) error {
 	if err := a.startSources(ctx); err != nil {
 		return err
 	}
+	a.group.Go("trials", a.trials.Run)
 	a.store.Seal()
 	a.group.Go("derive", func(ctx context.Context) error {
 		return a.store.Derive(ctx, compiler(a.cfg.NodeName))

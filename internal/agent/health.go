@@ -86,7 +86,7 @@ func (a *Agent) serveHTTP(ctx context.Context) error {
 
 // metrics are read from the tables when somebody asks: nothing is counted twice.
 type metrics struct {
-	rows, packets, addrs, tasks, up, batches, applied, failed, policy, conns *prometheus.Desc
+	rows, packets, addrs, tasks, up, batches, applied, failed, policy, conns, back *prometheus.Desc
 }
 
 func newMetrics() metrics {
@@ -105,13 +105,14 @@ func newMetrics() metrics {
 		policy: d("policy_packets_total", "Packets that the rules of a policy decided about: first ones of connections that were allowed, and every denied one.",
 			"policy", "direction", "verdict"),
 		conns: d("policy_connections", "Connections that are known to be allowed."),
+		back:  d("policy_taken_back", "Policies that are not in force on this node, because it took them back."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (a *Agent) Describe(ch chan<- *prometheus.Desc) {
 	m := a.metrics
-	for _, d := range []*prometheus.Desc{m.rows, m.packets, m.addrs, m.tasks, m.up, m.batches, m.applied, m.failed, m.policy, m.conns} {
+	for _, d := range []*prometheus.Desc{m.rows, m.packets, m.addrs, m.tasks, m.up, m.batches, m.applied, m.failed, m.policy, m.conns, m.back} {
 		ch <- d
 	}
 }
@@ -164,6 +165,7 @@ func (a *Agent) collectPolicy(gauge func(*prometheus.Desc, float64, ...string), 
 	if n, err := a.ebpf.Conns(); err == nil {
 		gauge(a.metrics.conns, float64(n))
 	}
+	gauge(a.metrics.back, float64(len(takenBack(a.store.Snapshot()))))
 	by := map[[3]string]uint64{}
 	for _, r := range a.rules() {
 		policy, _, _ := strings.Cut(r.rule.Origin, " spec")

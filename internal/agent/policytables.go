@@ -23,8 +23,9 @@ import (
 // policyOrder is the method behind `weft policy order`.
 func (a *Agent) policyOrder(context.Context, struct{}) (api.Table, error) {
 	t := api.Table{Name: "policy order", Columns: []string{"TIER", "ORDER", "POLICY", "SUBJECT", "INGRESS", "EGRESS", "NOTE"}}
-	for _, p := range policy.Order(a.store.Snapshot()) {
-		var notes []string
+	snap := a.store.Snapshot()
+	for _, p := range policy.Order(snap) {
+		notes := trialNotes(snap, p.Key())
 		if p.Staged {
 			notes = append(notes, "staged")
 		}

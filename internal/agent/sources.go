@@ -45,9 +45,9 @@ func (a *Agent) startSources(ctx context.Context) error {
 	}
 	paths := a.store.Writer("mesh")
 	paths.Complete() // what is measured comes later and is never complete
-	m := mesh.New(a.cfg, paths, a.log)
-	a.group.Go("mesh", m.Run)
-	a.group.Go("follow", func(ctx context.Context) error { return a.follow(ctx, m) })
+	a.mesh = mesh.New(a.cfg, paths, a.log)
+	a.group.Go("mesh", a.mesh.Run)
+	a.group.Go("follow", func(ctx context.Context) error { return a.follow(ctx, a.mesh) })
 	return a.startCluster()
 }
 
@@ -149,12 +149,14 @@ func (a *Agent) startDevices() {
 type cluster struct {
 	problems func() []string // what is wrong now
 	away     func() bool     // the API server is away, and what it last said is used
+	server   string          // host:port of the API server; "": none is known
 }
 
 func (c cluster) offline() bool { return c.away != nil && c.away() }
 
 // startCluster starts the source of the cluster's objects, and serves what was last known until it answers.
 func (a *Agent) startCluster() error {
+	a.startTrials()
 	live := a.store.Writer(a.cfg.Source.Type)
 	last := a.store.Writer(store.CacheSource)
 	defer last.Complete() // what is on disk is in at once
@@ -164,14 +166,18 @@ func (a *Agent) startCluster() error {
 			a.incidents.add(fmt.Sprintf("last known objects: %v", err), "ignored: waiting for the "+a.cfg.Source.Type+" source")
 		}
 	}
+	if cached.Serving() {
+		a.trials.Begin()
+	}
 	complete := func() {
 		live.Complete()
+		a.trials.Complete()
 		cached.Withdraw()
 	}
 	a.group.Go("cache", func(ctx context.Context) error { return cached.Keep(ctx, a.store.Snapshot, a.store.WatchKind) })
 	if a.cfg.Source.Type == "file" {
-		src := file.New(a.cfg.Source.Dir, a.unlessDisabled(live), complete, a.incidents.add, a.log)
-		a.cluster = cluster{problems: src.Problems}
+		src := file.New(a.cfg.Source.Dir, a.trials.Gate(a.unlessDisabled(live)), complete, a.incidents.add, a.log)
+		a.cluster = cluster{problems: src.Problems, server: server(a.cfg.Source.APIServer)}
 		a.group.Go("source file", src.Run)
 		return nil
 	}
@@ -188,9 +194,10 @@ func (a *Agent) startCluster() error {
 		return err
 	}
 	a.cni.PodByName = src.PodByName
-	a.cluster = cluster{problems: src.Problems, away: func() bool { return src.Away() && cached.Serving() }}
+	a.cluster = cluster{problems: src.Problems, server: server(rc.Host), away: func() bool { return src.Away() && cached.Serving() }}
 	a.group.Go("source kube", src.Run)
 	a.group.Go("services", func(ctx context.Context) error { return a.tellTranslated(ctx, src.SetServices) })
+	a.group.Go("taken back", func(ctx context.Context) error { return a.tellTakenBack(ctx, src.SetTakenBack) })
 	return nil
 }
 
@@ -198,7 +205,7 @@ func (a *Agent) startCluster() error {
 func (a *Agent) policyWriter(watch string) kube.PolicyWriter {
 	w := a.store.Writer(a.cfg.Source.Type + "/" + watch)
 	w.Complete()
-	return w
+	return a.trials.Gate(w)
 }
 
 // realized waits until the policies that the store holds now are in force on this node.

@@ -23,6 +23,7 @@ func (a *Agent) status() api.Status {
 		s.Problems = append(s.Problems, a.cluster.problems()...)
 	}
 	snap := a.store.Snapshot()
+	s.Problems = append(s.Problems, takenBack(snap)...)
 	if dev, addrs, err := route.Underlay(snap); err == nil {
 		s.Underlay = fmt.Sprintf("%s, MTU %d, %s", dev.Name, dev.MTU, words(addrs))
 	}

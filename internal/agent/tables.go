@@ -154,6 +154,8 @@ func intentColumns(k model.Kind) []string {
 		return []string{"NAME", "STATE", "DETAIL"}
 	case model.KindIncident:
 		return []string{"WHAT", "ACTION", "COUNT", "FIRST", "LAST"}
+	case model.KindTrial:
+		return []string{"OBJECT", "STATE", "SINCE", "UNTIL", "BROKE", "INSTEAD"}
 	case model.KindService:
 		return []string{"NAMESPACE", "NAME", "TYPE", "ADDRESSES"}
 	case model.KindBackends:
@@ -187,6 +189,8 @@ func intentCells(o model.Object) []string {
 		return []string{o.Name, o.State, o.Detail}
 	case *model.Incident:
 		return []string{o.What, o.Action, strconv.Itoa(o.Count), o.First.Format(time.RFC3339), o.Last.Format(time.RFC3339)}
+	case *model.Trial:
+		return trialCells(o)
 	case *model.Service:
 		return []string{o.Namespace, o.Name, o.Type, join(o.Addrs)}
 	case *model.Backends:

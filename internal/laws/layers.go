@@ -28,7 +28,7 @@ func layers() map[string]layer {
 
 		"store": 3,
 
-		"reconcile": 4, "source/*": 4, "bgp": 4, "l7": 4, "dns": 4, "crypt": 4, "mesh": 4,
+		"reconcile": 4, "source/*": 4, "bgp": 4, "l7": 4, "dns": 4, "crypt": 4, "mesh": 4, "trial": 4,
 		"cloud/*": 4, "flow": 4, "host": 4, "bench": 4,
 
 		"agent": 5, "lab": 5, "lab/*": 5, "cli": 5,
@@ -62,6 +62,7 @@ func siblings() map[string][]string {
 			"convert/sig", "convert/wire",
 		},
 		"convert/status": {"convert/language"},
+		"trial":          {"source/cache"},
 		"lab/kubelet":    {"lab/objects", "lab/probe"},
 		"lab/script":     {"lab", "lab/objects"},
 		"cli":            {"agent", "lab", "lab/kubelet", "lab/objects", "lab/probe", "lab/script"},

@@ -70,8 +70,9 @@ type Mesh struct {
 	mu      sync.Mutex // guards what follows: what callers say, until the loop takes it
 	conn    *socket    // nil before Run
 	peers   map[string][]netip.Addr
-	renewed bool // peers were set since the loop last looked
-	limit   int  // MTU of the own underlay device, 0: not known yet
+	renewed bool                     // peers were set since the loop last looked
+	limit   int                      // MTU of the own underlay device, 0: not known yet
+	pings   map[uint64]chan struct{} // by cookie: closed by the echo
 
 	loop loop // of the goroutine of Run only
 }
@@ -107,7 +108,7 @@ func (n *node) busy() bool {
 
 // New makes a Mesh for the node cfg.NodeName, which talks on cfg.Backend.ProbePort.
 func New(cfg model.Config, out Writer, log *slog.Logger) *Mesh {
-	return &Mesh{name: cfg.NodeName, port: cfg.Backend.ProbePort, out: out, log: log, loop: loop{
+	return &Mesh{name: cfg.NodeName, port: cfg.Backend.ProbePort, out: out, log: log, pings: map[uint64]chan struct{}{}, loop: loop{
 		start: time.Now(), nodes: map[string]*node{}, byAddr: map[netip.Addr]*path{},
 		tokens: burst, helloDue: -1, helloSent: -helloGap,
 	}}
@@ -217,9 +218,11 @@ func (m *Mesh) take(now time.Duration) {
 	m.mu.Lock()
 	peers, renewed, limit := m.peers, m.renewed, m.limit
 	m.renewed = false
+	if renewed {
+		m.conn.setSource(peers[m.name]) // a Ping must not see half of it
+	}
 	m.mu.Unlock()
 	if renewed {
-		m.conn.setSource(peers[m.name])
 		m.replace(peers, now)
 	}
 	if limit == l.limit {
@@ -396,7 +399,9 @@ func (m *Mesh) receive(b []byte, from netip.AddrPort, now time.Duration) {
 		wakes = wakes || p.silent // it is back
 		m.echo(p, h)
 	case kindEcho:
-		m.answered(p, h, now)
+		if !m.pinged(h.cookie) {
+			m.answered(p, h, now)
+		}
 		return
 	}
 	switch {

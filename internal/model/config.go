@@ -100,6 +100,16 @@ type PolicyConfig struct {
 	// Languages are the policy APIs whose CustomResourceDefinitions weft installs where they are missing: sig-network, calico,
 	// cilium, antrea, aws, gke. Kubernetes' own NetworkPolicy needs none; an API whose definitions are there is understood in any case.
 	Languages []string `json:"languages,omitempty"`
+	// Confirm says which changes of policy a node takes back by itself if they break what it lives on (the API server, the
+	// cluster's DNS, other agents) within ConfirmSeconds: "annotated", those of objects with the annotation weft.io/policy-mode:
+	// confirm; "all", every new or changed one but those with weft.io/policy-mode: enforce; "off", none. What was taken back is
+	// reported, and tried again when the object changes.
+	Confirm string `json:"confirm,omitempty"`
+	// ConfirmSeconds is how long a change is on trial, 10 to 3600.
+	ConfirmSeconds int `json:"confirmSeconds,omitempty"`
+	// DNS are the addresses of the cluster's DNS that changes on trial must not cut off, on UDP port 53. Empty: the pods with the label
+	// k8s-app: kube-dns.
+	DNS []netip.Addr `json:"dns,omitempty"`
 }
 
 // SourceConfig chooses where objects come from.
@@ -142,6 +152,13 @@ const (
 	LinkNetkit = "netkit"
 )
 
+// The values of PolicyConfig.Confirm.
+const (
+	ConfirmAnnotated = "annotated"
+	ConfirmAll       = "all"
+	ConfirmOff       = "off"
+)
+
 // Key implements Object: there is one configuration.
 func (c *Config) Key() Key { return ConfigKey() }
 
@@ -169,6 +186,10 @@ func (c *Config) SetDefaults() {
 		c.IPAM.QuarantineSeconds = 30
 	}
 	def(&c.Policy.Established, "recheck")
+	def(&c.Policy.Confirm, ConfirmAnnotated)
+	if c.Policy.ConfirmSeconds == 0 {
+		c.Policy.ConfirmSeconds = 30
+	}
 	def(&c.Link, LinkVeth)
 	def(&c.Source.Type, "kube")
 	def(&c.CNI.BinDir, "/opt/cni/bin")
@@ -193,6 +214,10 @@ func (c *Config) Validate() error {
 	}
 	oneOf("backend.type", c.Backend.Type, "vxlan", "direct")
 	oneOf("policy.established", c.Policy.Established, "recheck", "keep")
+	oneOf("policy.confirm", c.Policy.Confirm, ConfirmAnnotated, ConfirmAll, ConfirmOff)
+	if s := c.Policy.ConfirmSeconds; s < 10 || s > 3600 {
+		bad("policy.confirmSeconds: %d is not in 10..3600", s)
+	}
 	for i, l := range c.Policy.Languages {
 		oneOf(fmt.Sprintf("policy.languages[%d]", i), l, "sig-network", "calico", "cilium", "antrea", "aws", "gke")
 	}

@@ -15,7 +15,7 @@ import (
 type Kind string
 
 // The kinds. Config, Device, PathMTU, Feature and Incident are the agent's own:
-// the first is read from the configuration, the others are learned from the node.
+// the first is read from the configuration, the others are learned from the node. So is Trial.
 const (
 	KindConfig    Kind = "config"
 	KindNode      Kind = "nodes"
@@ -28,6 +28,7 @@ const (
 	KindPathMTU   Kind = "pathmtu"
 	KindFeature   Kind = "features"
 	KindIncident  Kind = "incidents"
+	KindTrial     Kind = "trials"
 
 	KindPolicy         Kind = "policies"
 	KindTier           Kind = "tiers"
@@ -42,7 +43,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindConfig, KindNode, KindNamespace, KindPod, KindService, KindBackends,
 		KindServiceAccount, KindPolicy, KindTier, KindGroup, KindAddressSet, KindHostEndpoint,
-		KindEndpoint, KindDevice, KindPathMTU, KindFeature, KindIncident,
+		KindEndpoint, KindDevice, KindPathMTU, KindFeature, KindIncident, KindTrial,
 	}
 }
 

@@ -101,6 +101,7 @@ type Policy struct {
 	Subject *selector.Expr // the endpoints that it applies to, by their labels; nil: none
 	Groups  []Ref          // or those that are in one of these groups (KindGroup) by labels: members by Nets are no subjects
 	Staged  bool           // says what it would do, and does nothing
+	Confirm Confirm        // whether a node may take a change of it back
 	// Nil: the policy says nothing of the direction. Not nil: it selects the subject in that direction, also without rules.
 	Ingress, Egress *Section
 	// Unsupported are the fields that weft does not enforce yet. What they narrow fails closed: see Rule.Unsupported.
@@ -109,6 +110,16 @@ type Policy struct {
 	// Part counts the policies that one object became, from 0 (Cilium's specs).
 	Part int
 }
+
+// Confirm says whether a node takes a change of a policy back by itself if it breaks what the node lives on: see Trial.
+type Confirm uint8
+
+// The values of Confirm. ConfirmDefault leaves it to the configuration.
+const (
+	ConfirmDefault Confirm = iota
+	ConfirmNever
+	ConfirmAlways
+)
 
 // Section is one direction of a policy.
 type Section struct {

@@ -29,8 +29,23 @@ type Intent struct {
 	Problem error  // why the object is not used; nil if it is
 }
 
-// CacheSource is the name of the Writer whose rows give way to any other's with the same key.
-const CacheSource = "cache"
+// The Writers whose rows have another rank than those of all others: of rows with the same key, TrialSource's go before any
+// other's, and CacheSource's give way to any other's.
+const (
+	TrialSource = "trial"
+	CacheSource = "cache"
+)
+
+// rank is lower for what goes before.
+func (i *Intent) rank() int {
+	switch i.Source {
+	case TrialSource:
+		return 0
+	case CacheSource:
+		return 2
+	}
+	return 1
+}
 
 // TableHeader implements statedb.TableWritable.
 func (*Intent) TableHeader() []string { return []string{"Key", "Source"} }
@@ -134,11 +149,11 @@ type snapshot struct {
 	txn statedb.ReadTxn
 }
 
-// winner picks the row that counts among those with one key: any live source's before the cache's.
+// winner picks the row that counts among those with one key: the first one of the lowest rank.
 func winner(rows iter.Seq2[*Intent, statedb.Revision]) *Intent {
 	var best *Intent
 	for r := range rows {
-		if best == nil || best.Source == CacheSource {
+		if best == nil || r.rank() < best.rank() {
 			best = r
 		}
 	}
@@ -178,7 +193,7 @@ func (s *Store) intents(txn statedb.ReadTxn, kind model.Kind) iter.Seq[*Intent] 
 					return
 				}
 				last = r
-			case last.Source == CacheSource:
+			case r.rank() < last.rank():
 				last = r
 			}
 		}

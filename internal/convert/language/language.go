@@ -108,22 +108,30 @@ func (k Kind) Convert(raw []byte) Result {
 	return k.named(name, namespace, inMode(mode, k.convert(raw)))
 }
 
-// ModeAnnotation says, on an object of any policy API, whether its policies are enforced ("enforce", or without the annotation) or
-// only count what they would do ("shadow").
+// ModeAnnotation says, on an object of any policy API, whether its policies are enforced ("enforce", or without the annotation),
+// enforced unless a node takes them back because they break what it lives on ("confirm"), or only count what they would do ("shadow").
 const ModeAnnotation = "weft.io/policy-mode"
 
 // inMode puts what an object became into a mode. A mode that is not known changes nothing: the policy is enforced.
 func inMode(mode string, r object.Result) object.Result {
+	var put func(*model.Policy)
 	switch mode {
-	case "", "enforce":
+	case "":
+		return r
+	case "enforce":
+		put = func(p *model.Policy) { p.Confirm = model.ConfirmNever }
+	case "confirm":
+		put = func(p *model.Policy) { p.Confirm = model.ConfirmAlways }
 	case "shadow":
-		for _, o := range r.Objects {
-			if p, ok := o.(*model.Policy); ok {
-				p.Staged = true
-			}
-		}
+		put = func(p *model.Policy) { p.Staged = true }
 	default:
-		r.Err = errors.Join(r.Err, fmt.Errorf("metadata.annotations[%s]: %q is neither enforce nor shadow; the policy is enforced", ModeAnnotation, mode))
+		r.Err = errors.Join(r.Err, fmt.Errorf("metadata.annotations[%s]: %q is none of enforce, confirm and shadow; the policy is enforced", ModeAnnotation, mode))
+		return r
+	}
+	for _, o := range r.Objects {
+		if p, ok := o.(*model.Policy); ok {
+			put(p)
+		}
 	}
 	return r
 }

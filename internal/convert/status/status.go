@@ -26,6 +26,8 @@ type Observed struct {
 	Err        error           // mistakes; nil: there are none
 	Missing    []string        // fields that are not enforced yet
 	Refused    bool            // nothing of it is used
+	TakenBack  string          // nodes that have taken it back, and what had broken there; "": none
+	Unreported bool            // it is not known yet which nodes have
 }
 
 // Observe reads an object (JSON) of which became objs, with mistakes.
@@ -135,7 +137,8 @@ func (o *Observed) Conditions(now string) []byte {
 	}
 	_ = json.Unmarshal(o.Status, &have) // what is no list of conditions is replaced
 	conditions, changed := merge(have.Conditions, want, o.Generation, now)
-	if !changed {
+	conditions, more := o.enforced(conditions, now)
+	if !changed && !more {
 		return nil
 	}
 	return o.patch(map[string]any{"conditions": conditions})
@@ -166,13 +169,30 @@ func (o *Observed) Realized(current, desired int, now string) []byte {
 		c.status, c.reason, c.message = "False", "Unsupported", o.missing()
 	}
 	conditions, changed := merge(have.Conditions, c, o.Generation, now)
-	if !changed && have.Phase == phase && have.Generation == o.Generation && have.Current == current && have.Desired == desired {
+	conditions, more := o.enforced(conditions, now)
+	if !changed && !more && have.Phase == phase && have.Generation == o.Generation && have.Current == current && have.Desired == desired {
 		return nil
 	}
 	return o.patch(map[string]any{
 		"phase": phase, "observedGeneration": o.Generation, "currentNodesRealized": current, "desiredNodesRealized": desired,
 		"conditions": conditions,
 	})
+}
+
+// enforcedType is the condition of every API that says that nodes have taken a policy back. It is there as long as one has.
+const enforcedType = "weft.io/Enforced"
+
+// enforced puts that condition among those that are there, or takes it away, and reports whether that changes something.
+func (o *Observed) enforced(have []map[string]any, now string) ([]map[string]any, bool) {
+	switch {
+	case o.Unreported:
+		return have, false
+	case o.TakenBack != "":
+		return merge(have, condition{typ: enforcedType, status: "False", reason: "RolledBack", message: "not in force on " + o.TakenBack}, o.Generation, now)
+	}
+	n := len(have)
+	have = slices.DeleteFunc(have, func(c map[string]any) bool { return c["type"] == enforcedType })
+	return have, len(have) < n
 }
 
 // merge puts a condition among those that are there, and reports whether that changes something.

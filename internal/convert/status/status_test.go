@@ -153,3 +153,36 @@ func TestRealized(t *testing.T) {
 		t.Errorf("not enforced: %s", p)
 	}
 }
+
+// TestTakenBack: nodes that took a policy back are named in a condition beside the API's own, which goes when none has any more.
+func TestTakenBack(t *testing.T) {
+	const admin = `{"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": "x", "generation": 4},
+		"spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}`
+	k := kind(t, "policy.networking.k8s.io", "v1alpha2", "ClusterNetworkPolicy")
+	o := observe(t, k, admin+"}")
+	o.TakenBack = "n1: API server 10.0.0.1:6443"
+	patch := string(o.Conditions(later))
+	if want := `{"lastTransitionTime":"` + later + `","message":"not in force on n1: API server 10.0.0.1:6443","reason":"RolledBack","status":"False","type":"weft.io/Enforced"}`; !strings.Contains(patch, want) {
+		t.Errorf("patch %s, want %s", patch, want)
+	}
+	if !strings.Contains(patch, "weft.io/Accepted") {
+		t.Errorf("the API's own condition is missing: %s", patch)
+	}
+	var written struct{ Status json.RawMessage }
+	if err := json.Unmarshal([]byte(patch), &written); err != nil {
+		t.Fatal(err)
+	}
+	again := observe(t, k, admin+`, "status": `+string(written.Status)+"}")
+	again.TakenBack = o.TakenBack
+	if p := again.Conditions(later); p != nil {
+		t.Errorf("written again: %s", p)
+	}
+	again.TakenBack, again.Unreported = "", true
+	if p := again.Conditions(later); p != nil {
+		t.Errorf("written although nothing is known: %s", p)
+	}
+	again.Unreported = false
+	if p := string(again.Conditions(later)); p == "" || strings.Contains(p, "weft.io/Enforced") {
+		t.Errorf("it stays: %s", p)
+	}
+}

@@ -118,6 +118,18 @@ func dense(b []byte) []byte {
 	return zeroLast.ReplaceAll(zeroField.ReplaceAll(b, nil), []byte("}"))
 }
 
+// Encode returns an object of one of Kinds as it is on disk, in one line; two objects that hold the same are encoded alike.
+func Encode(o model.Object) ([]byte, error) { return toLine(o.Key().Kind, o) }
+
+// Decode is the inverse of Encode.
+func Decode(b []byte) (model.Object, error) {
+	var l line
+	if err := json.Unmarshal(b, &l); err != nil {
+		return nil, err
+	}
+	return l.object()
+}
+
 // object decodes the line.
 func (l line) object() (model.Object, error) {
 	switch l.Kind {

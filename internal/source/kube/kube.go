@@ -125,6 +125,7 @@ type Source struct {
 	needs    map[string]language.Needs // guarded by mu: of the objects of each watch of policies
 	services bool                      // guarded by mu: see SetServices
 	counting bool                      // guarded by mu: this agent counts where policies are in force
+	back     map[string]string         // guarded by mu: see SetTakenBack
 	done     bool                      // guarded by mu: complete was called
 	moved    chan struct{}             // guarded by mu: closed and replaced when a watch is synced
 	away     bool                      // guarded by mu: the outage has been reported

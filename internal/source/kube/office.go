@@ -31,7 +31,8 @@ type office struct {
 	languages []string
 	namespace string // of the lease
 	statuses  *statuses
-	reporter  *reporter // nil: nothing is counted
+	reporter  *reporter // nil: nothing is reported
+	counts    bool      // where policies are in force is counted
 
 	mu   sync.Mutex
 	held bool // guarded by mu
@@ -49,7 +50,8 @@ func newOffice(s *Source) *office {
 		o.namespace = strings.TrimSpace(string(b))
 	}
 	o.statuses = newStatuses(s)
-	if slices.Contains(o.languages, "antrea") && s.opts.Policy.Realized != nil && s.opts.Node != "" {
+	o.counts = slices.Contains(o.languages, "antrea") && s.opts.Policy.Realized != nil
+	if s.opts.Node != "" {
 		o.reporter = &reporter{s: s, wake: make(chan struct{}, 1), versions: s.counted}
 	}
 	return o
@@ -101,7 +103,7 @@ func (o *office) set(held bool) {
 	}
 	if held && !before {
 		o.s.log.Info("this agent installs definitions and writes statuses of policies", "languages", o.languages)
-		o.s.again()
+		o.s.again(o.s.ofLanguages())
 	}
 }
 
@@ -250,17 +252,29 @@ func (s *Source) stored(name, version string) {
 		return
 	}
 	w.version = v
-	select {
-	case s.office.reporter.wake <- struct{}{}:
-	default:
-	}
+	s.office.reporter.poke()
 }
 
-// again has every object of policies looked at anew.
-func (s *Source) again() {
+// ofLanguages lists the watches of policies whose objects get a status.
+func (s *Source) ofLanguages() []string {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
 	for name, w := range s.watches {
-		w.restart = w.restart || s.isPolicy(name) && slices.ContainsFunc(s.opts.Policy.Languages, func(l string) bool { return l == w.language })
+		if s.isPolicy(name) && slices.Contains(s.opts.Policy.Languages, w.language) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// again has every object of these watches looked at anew.
+func (s *Source) again(watches []string) {
+	s.mu.Lock()
+	for _, name := range watches {
+		if w := s.watches[name]; w != nil {
+			w.restart = true
+		}
 	}
 	s.mu.Unlock()
 	s.poke()

@@ -3,24 +3,30 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"weft/internal/convert/language"
 	"weft/internal/convert/status"
 	"weft/internal/convert/wire"
+	"weft/internal/model"
 )
 
 // Antrea's policies say in their status on how many nodes they are in force. Each agent says in a Lease of its own up to which
 // resource versions it has them in force, after what follows from them has reached its kernel; the holder of the office counts.
+// It says there as well which policies, of any language, it has taken back: see package trial.
 const (
-	nodeLabel    = "weft.io/node"     // of agents' leases, and their annotation's name:
-	realizedNote = "weft.io/realized" // resource versions by watch, as JSON
-	leaseWatch   = "leases of agents"
+	nodeLabel     = "weft.io/node"       // of agents' leases, and their annotations' names:
+	realizedNote  = "weft.io/realized"   // resource versions by watch, as JSON
+	takenBackNote = "weft.io/taken-back" // what broke, by definition and id, as JSON
+	leaseWatch    = "leases of agents"
 
 	reportPause = 2 * time.Second  // least time between two reports of an agent
 	reportRenew = time.Minute      // and the longest
@@ -32,11 +38,14 @@ const (
 type progress struct {
 	nodes    map[string]nodeReport
 	policies map[string]*followed // by definition and id
+	back     map[string]string    // where and why policies were taken back, by definition and id
+	known    bool                 // what agents report has been received
 }
 
 // nodeReport is what one agent reported.
 type nodeReport struct {
 	versions map[string]uint64 // by watch
+	back     map[string]string // what broke, by definition and id
 	last     time.Time         // of this host's clock
 	lease    string            // its name
 }
@@ -46,10 +55,11 @@ type followed struct {
 	status.Observed
 	from    uint64 // the version in which this generation was seen first
 	written string // what was written last, or is to be
+	key     string // definition and id
 }
 
 func newProgress() progress {
-	return progress{nodes: map[string]nodeReport{}, policies: map[string]*followed{}}
+	return progress{nodes: map[string]nodeReport{}, policies: map[string]*followed{}, back: map[string]string{}}
 }
 
 // follow takes in a version of a policy. The caller holds mu.
@@ -61,7 +71,7 @@ func (st *statuses) follow(k language.Kind, id string, o status.Observed) {
 		f = &followed{from: from}
 		st.policies[key] = f
 	}
-	f.Observed, f.written = o, ""
+	f.Observed, f.written, f.key = o, "", key
 	st.recount()
 }
 
@@ -70,6 +80,7 @@ func (st *statuses) forget(k language.Kind, id string) { delete(st.policies, k.C
 
 // recount has the statuses written that have changed. The caller holds mu.
 func (st *statuses) recount() {
+	st.whereBack()
 	if len(st.policies) == 0 {
 		return
 	}
@@ -90,11 +101,54 @@ func (st *statuses) recount() {
 	for _, f := range st.policies {
 		vs := at[f.Kind.CRD()]
 		i, _ := slices.BinarySearch(vs, f.from)
-		patch := f.Realized(len(vs)-i, alive, now())
+		f.TakenBack, f.Unreported = st.back[f.key], !st.known
+		patch := f.Realized(len(vs)-i-st.without(f), alive, now())
 		if patch != nil && string(patch) != f.written {
 			f.written = string(patch)
 			st.want(f.Path, func() []byte { return patch })
 		}
+	}
+}
+
+// without counts the nodes that have a policy, and have taken it back. The caller holds mu.
+func (st *statuses) without(f *followed) (n int) {
+	for _, r := range st.nodes {
+		if _, back := r.back[f.key]; back && r.versions[f.Kind.CRD()] >= f.from && time.Since(r.last) <= nodeGone {
+			n++
+		}
+	}
+	return n
+}
+
+// whereBack works out anew which policies were taken back where, and has those looked at that are not as before. The caller holds mu.
+func (st *statuses) whereBack() {
+	by := map[string][]string{}
+	for _, r := range st.nodes {
+		for key, why := range r.back {
+			if time.Since(r.last) <= nodeGone {
+				by[key] = append(by[key], strings.TrimPrefix(r.lease, leaseName+"-")+": "+why)
+			}
+		}
+	}
+	back := map[string]string{}
+	for key, nodes := range by {
+		slices.Sort(nodes)
+		back[key] = strings.Join(nodes[:min(len(nodes), 10)], "; ")
+		if n := len(nodes) - 10; n > 0 {
+			back[key] += fmt.Sprintf("; and %d nodes more", n)
+		}
+	}
+	var watches []string
+	for _, m := range []map[string]string{back, st.back} {
+		for key := range m {
+			if back[key] != st.back[key] {
+				watch, _, _ := strings.Cut(key, "/")
+				watches = append(watches, watch)
+			}
+		}
+	}
+	if st.back = back; len(watches) > 0 {
+		st.s.again(watches)
 	}
 }
 
@@ -121,6 +175,7 @@ func (a *agents) replace(_ context.Context, all []change) {
 	a.st.mu.Lock()
 	defer a.st.mu.Unlock()
 	clear(a.st.nodes)
+	a.st.known = true
 	a.take(all)
 }
 
@@ -130,7 +185,12 @@ func (a *agents) apply(_ context.Context, some []change) {
 	a.take(some)
 }
 
-func (a *agents) withdraw() { a.replace(context.Background(), nil) }
+func (a *agents) withdraw() {
+	a.st.mu.Lock()
+	defer a.st.mu.Unlock()
+	clear(a.st.nodes)
+	a.st.back, a.st.known = map[string]string{}, false
+}
 
 // take takes in what agents report. The caller holds mu.
 func (a *agents) take(changes []change) {
@@ -148,6 +208,7 @@ func (a *agents) take(changes []change) {
 		n := nodeReport{last: time.Now()}
 		if json.Unmarshal(c.raw, &l) == nil && json.Unmarshal([]byte(l.Metadata.Annotations[realizedNote]), &n.versions) == nil {
 			n.lease = l.Metadata.Name
+			_ = json.Unmarshal([]byte(l.Metadata.Annotations[takenBackNote]), &n.back) // an older agent says nothing
 			a.st.nodes[c.id] = n
 		}
 	}
@@ -188,26 +249,37 @@ type reporter struct {
 	versions func() map[string]uint64
 }
 
-// run reports until ctx ends: nothing as long as there is no policy that is counted.
+// report is what an agent says.
+type report struct {
+	versions map[string]uint64
+	back     map[string]string
+}
+
+func (r report) empty() bool { return len(r.versions)+len(r.back) == 0 }
+
+// run reports until ctx ends: nothing as long as there is no policy that is counted, and none was taken back.
 func (r *reporter) run(ctx context.Context) {
-	told := map[string]uint64{}
+	var told report
+	again := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-r.wake:
 		case <-time.After(reportRenew):
-			if len(told) == 0 {
+			again = !told.empty() // this agent is alive
+		}
+		now := report{r.versions(), r.s.takenBack()}
+		counts := maps.Equal(now.versions, told.versions)
+		if again || !counts || !maps.Equal(now.back, told.back) {
+			if !counts && len(now.versions) > 0 && r.s.opts.Policy.Realized(ctx) != nil {
 				continue
 			}
-			clear(told) // say it again: this agent is alive
-		}
-		versions := r.versions()
-		if len(versions) > 0 && !maps.Equal(versions, told) && r.s.opts.Policy.Realized(ctx) == nil {
-			if err := r.tell(ctx, versions); err == nil {
-				told = versions
+			if err := r.tell(ctx, now); err == nil {
+				told, again = now, false
 			} else if ctx.Err() == nil {
 				r.s.log.Debug("what is in force here was not reported", "err", err)
+				r.retry(ctx)
 			}
 		}
 		select {
@@ -218,10 +290,28 @@ func (r *reporter) run(ctx context.Context) {
 	}
 }
 
-// tell writes the versions into this agent's lease.
-func (r *reporter) tell(ctx context.Context, versions map[string]uint64) error {
-	note, err := json.Marshal(versions)
-	if err != nil {
+// retry wakes the reporter again, later.
+func (r *reporter) retry(ctx context.Context) {
+	time.AfterFunc(reportRenew/6, func() {
+		if ctx.Err() == nil {
+			r.poke()
+		}
+	})
+}
+
+// poke has the reporter look whether there is something to report.
+func (r *reporter) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tell writes the report into this agent's lease.
+func (r *reporter) tell(ctx context.Context, now report) error {
+	realized, err1 := json.Marshal(now.versions)
+	back, err2 := json.Marshal(now.back)
+	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
 	name, path := leaseName+"-"+r.s.opts.Node, leasesPath(r.s.office.namespace)
@@ -229,13 +319,38 @@ func (r *reporter) tell(ctx context.Context, versions map[string]uint64) error {
 		"coordination.k8s.io/v1", "Lease",
 		map[string]any{
 			"name": name, "namespace": r.s.office.namespace, "labels": map[string]any{nodeLabel: r.s.opts.Node},
-			"annotations": map[string]any{realizedNote: string(note)},
+			"annotations": map[string]any{realizedNote: string(realized), takenBackNote: string(back)},
 		},
 		leaseSpec{Holder: r.s.opts.Node, Seconds: int(nodeGone.Seconds()), Renewed: micro(time.Now())},
 	}
-	err = r.s.api.write(ctx, http.MethodPatch, path+"/"+name, mergePatch, l, nil)
+	err := r.s.api.write(ctx, http.MethodPatch, path+"/"+name, mergePatch, l, nil)
 	if code(err) == http.StatusNotFound {
 		err = r.s.api.write(ctx, http.MethodPost, path, jsonBody, l, nil)
 	}
 	return err
+}
+
+// SetTakenBack says which policies this node has taken back, and why: it is reported to who writes statuses.
+func (s *Source) SetTakenBack(back map[model.Ref]string) {
+	by := map[string]string{}
+	kinds := language.Kinds()
+	for ref, why := range back {
+		// Of the versions of a kind, which have one definition, any will do.
+		if i := slices.IndexFunc(kinds, func(k language.Kind) bool { return k.Type.Group == ref.Group && k.Type.Kind == ref.Kind }); i >= 0 {
+			by[kinds[i].CRD()+"/"+strings.TrimPrefix(ref.Namespace+"/"+ref.Name, "/")] = why
+		}
+	}
+	s.mu.Lock()
+	s.back = by
+	s.mu.Unlock()
+	if s.office != nil && s.office.reporter != nil {
+		s.office.reporter.poke()
+	}
+}
+
+// takenBack returns what SetTakenBack said last, by definition and id.
+func (s *Source) takenBack() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.back
 }

@@ -101,7 +101,7 @@ func (s *Source) newWatch(name string) *watch {
 	if i := slices.IndexFunc(s.policies, func(r resource) bool { return r.name == name }); i >= 0 {
 		p := newPolicySet(s, s.policies[i])
 		w.resource, w.target, w.language = s.policies[i], p, p.kind.Language
-		w.counted = s.office != nil && s.office.reporter != nil && status.Counts(p.kind)
+		w.counted = s.office != nil && s.office.reporter != nil && s.office.counts && status.Counts(p.kind)
 		return w
 	}
 	r, err := coreResource(model.Kind(name), s.opts.Node)

@@ -107,6 +107,7 @@ func (s *Source) examine(k language.Kind, some []change) {
 		if err != nil {
 			continue // the API server sends nothing that is not JSON
 		}
+		o.TakenBack, o.Unreported = st.back[k.CRD()+"/"+c.id], !st.known
 		if status.Counts(k) {
 			st.follow(k, c.id, o)
 			continue
