@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -68,7 +69,9 @@ func (d *Driver) load() (*ebpf.CollectionSpec, error) {
 	if err := os.MkdirAll(pins, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory for pinned maps: %w", err)
 	}
-	err = spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pins}})
+	err = gently(func() error {
+		return spec.LoadAndAssign(&d.objs, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: pins}})
+	})
 	var rejected *ebpf.VerifierError
 	switch {
 	case errors.As(err, &rejected):
@@ -82,6 +85,21 @@ func (d *Driver) load() (*ebpf.CollectionSpec, error) {
 		d.features[helper] = &model.Feature{Name: helper, State: "active"}
 	}
 	return spec, nil
+}
+
+// verifying is the niceness with which programs are loaded: the verifier takes a third of a second of a CPU, and packets and those
+// who wait for them come first.
+const verifying = 10
+
+// gently calls f with less right to a CPU than others have. Its thread ends with it: only the mighty can take niceness back.
+func gently(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, verifying) // of the thread; without it, it is as quick as anybody
+		done <- f()
+	}()
+	return <-done
 }
 
 // layoutOf is a short hash of everything that must agree between programs and maps: names, kinds, sizes, and
