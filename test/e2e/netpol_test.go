@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,6 +71,13 @@ func (f *fixture) conform(s conformance) {
 		f.kubectl("apply", "--server-side", "--force-conflicts", "-f", filepath.Join(f.Bin, s.program+"-crd", c+".yaml"))
 		f.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/"+c+".policy.networking.k8s.io")
 	}
+	f.eventually(3*time.Minute, func() error { // the suites use the same namespaces, and do not wait until theirs are gone
+		out, err := f.Kubectl(f.ctx, "get", "namespaces", "-o", "name")
+		if err == nil && strings.Contains(out, "network-policy-conformance") {
+			err = fmt.Errorf("a suite before this one has left %s", out)
+		}
+		return err
+	})
 	run := "-test.run=^" + s.test + "$"
 	if !wholeSuites() {
 		run += "/" + s.some
