@@ -227,14 +227,20 @@ type RuleList struct {
 type Guard struct {
 	By
 	Dev      string // host side of the pod's link; "" for the node itself
+	Overlay  bool   // of the node itself: what it sends and gets by the overlay's device. Without such a row it is as all else of it
 	Identity ID
 	Ingress  ID // of the PolicySet; 0: everything is allowed
 	Egress   ID
 }
 
 // Key implements Row.
-func (g *Guard) Key() Key { return Key{KindGuard, cmp.Or(g.Dev, "host")} }
+func (g *Guard) Key() Key {
+	if g.Overlay {
+		return Key{KindGuard, "host/overlay"} // no device has such a name
+	}
+	return Key{KindGuard, cmp.Or(g.Dev, "host")}
+}
 
 func (g *Guard) String() string {
-	return text(cmp.Or(g.Dev, "host"), "id", g.By.Name, "identity", g.Identity.String(), "ingress", g.Ingress.String(), "egress", g.Egress.String())
+	return text(g.Key().Name, "id", g.By.Name, "identity", g.Identity.String(), "ingress", g.Ingress.String(), "egress", g.Egress.String())
 }

@@ -76,6 +76,7 @@ func (k *kernel) text() string {
 func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 	sets, members, ids := map[plan.ID]*plan.PolicySet{}, map[[2]plan.ID]bool{}, map[netip.Prefix]plan.ID{}
 	guards := map[netip.Addr]*plan.Guard{}
+	var overlay *plan.Guard
 	for owner, rows := range k.rows {
 		for _, r := range rows {
 			switch r := r.(type) {
@@ -91,6 +92,10 @@ func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 				}
 				ids[r.Prefix] = r.Identity
 			case *plan.Guard:
+				if r.Overlay {
+					overlay = r
+					continue
+				}
 				for _, x := range rows {
 					if a, ok := x.(*plan.Address); ok && owner.Kind == model.KindEndpoint || ok && r.Dev == "" {
 						guards[a.Prefix.Addr()] = r
@@ -115,6 +120,9 @@ func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 	g := guards[subject]
 	if g == nil {
 		return model.VerdictAllow, "not on this node"
+	}
+	if g.Dev == "" && p.Overlay && overlay != nil {
+		g = overlay
 	}
 	set := sets[g.Egress]
 	if ingress {
@@ -169,7 +177,7 @@ func (d dice) expr(depth int) *selector.Expr {
 		selector.ServiceAccountName, selector.ServiceAccount+"role")
 	values := []string{"a", "b", "c"}
 	if key == selector.Kind {
-		values = []string{selector.KindPod, selector.KindHost, selector.KindRemoteNode, selector.KindWorld, selector.KindSet}
+		values = []string{selector.KindPod, selector.KindHost, selector.KindRemoteNode, selector.KindWorld, selector.KindSet, selector.KindHostEndpoint}
 	}
 	switch n := d.IntN(9); {
 	case n < 3:
@@ -319,9 +327,30 @@ func (d dice) policy() model.Object {
 	return p
 }
 
+func (d dice) hostEndpoint() model.Object {
+	h := &model.HostEndpoint{
+		Ref: model.Ref{Group: "projectcalico.org", Kind: "HostEndpoint", Name: pick(d, "a", "b", "c")}, Node: pick(d, "n0", "n0", "n1"), Interface: pick(d, "*", "*", "eth0", ""),
+		Addrs: []netip.Addr{pick(d, netip.MustParseAddr("10.0.9.1"), netip.MustParseAddr("10.0.9.2"), d.addr())},
+	}
+	h.Labels = selector.Map{selector.Kind: selector.KindHostEndpoint, selector.Name: h.Ref.Name, selector.Node: h.Node}
+	maps.Copy(h.Labels, d.labels())
+	if d.IntN(2) == 0 {
+		o := model.Port{Name: pick(d, "http", "dns"), Protocol: pick(d, "tcp", "udp"), Port: uint16(d.IntN(40))}
+		h.Ports, h.Labels[selector.Port+o.Protocol+"/"+o.Name] = []model.Port{o}, strconv.Itoa(int(o.Port))
+	}
+	if d.IntN(2) == 0 {
+		h.Labels[selector.Profile+"projectcalico-default-allow"] = "0"
+	}
+	return h
+}
+
 func (d dice) object() model.Object {
 	ns := pick(d, "a", "b")
-	switch d.IntN(12) {
+	switch d.IntN(14) {
+	case 12:
+		return d.hostEndpoint()
+	case 13:
+		return &model.Device{Name: pick(d, "eth0", "eth1"), Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.9.1/24")}}
 	case 0:
 		return &model.Namespace{Name: ns, Labels: map[string]string{"team": pick(d, "a", "b")}}
 	case 1:
@@ -412,13 +441,19 @@ func fuzz(t *testing.T, seed uint64) {
 	for range 20 {
 		p := oracle.Packet{
 			Src: d.addr(), Dst: d.addr(), Proto: pick(d, model.ProtoTCP, model.ProtoUDP, model.ProtoICMP, model.ProtoSCTP, 47),
-			SrcPort: uint16(d.IntN(40)), DstPort: uint16(d.IntN(40)), FromHost: d.IntN(5) == 0,
+			SrcPort: uint16(d.IntN(40)), DstPort: uint16(d.IntN(40)), FromHost: d.IntN(5) == 0, Overlay: d.IntN(3) == 0,
 		}
 		if netset.Of(p.Src) != netset.Of(p.Dst) {
 			continue
 		}
-		if d.IntN(6) == 0 && netset.Of(p.Src) == netset.V4 {
+		if d.IntN(4) == 0 && netset.Of(p.Src) == netset.V4 {
 			p.Src = netip.AddrFrom4([4]byte{10, 0, 9, byte(1 + d.IntN(2))})
+		}
+		if d.IntN(4) == 0 && netset.Of(p.Src) == netset.V4 {
+			p.Dst = netip.AddrFrom4([4]byte{10, 0, 9, byte(1 + d.IntN(2))})
+		}
+		if d.IntN(4) == 0 {
+			p.DstPort = pick[uint16](d, 22, 53, 68, 6443)
 		}
 		egress, ingress := oracle.Decide(state, "n0", p)
 		for in, want := range map[bool]oracle.Decision{false: egress, true: ingress} {
@@ -432,7 +467,7 @@ func fuzz(t *testing.T, seed uint64) {
 
 func dump(s objects) string {
 	out := ""
-	for _, kind := range []model.Kind{model.KindPolicy, model.KindGroup, model.KindTier, model.KindPod, model.KindBackends, model.KindAddressSet} {
+	for _, kind := range []model.Kind{model.KindPolicy, model.KindGroup, model.KindTier, model.KindPod, model.KindNode, model.KindHostEndpoint, model.KindDevice, model.KindBackends, model.KindAddressSet} {
 		for o := range s.All(kind) {
 			b, _ := json.Marshal(o)
 			out += o.Key().String() + " " + string(b) + "\n"
