@@ -62,8 +62,8 @@ int from_net(struct __sk_buff *skb)
 	}
 	local = get_local(&p.dst);
 	if (!local) {
-		if (unlikely(node_guarded(s)))
-			police_node_in(skb, s, head(&p));
+		if (unlikely(node_guarded(&s->host)))
+			police_node_in(skb, s, &s->host, head(&p));
 		return TCX_NEXT;
 	}
 	if (p.ttl <= 1)
@@ -96,7 +96,7 @@ int to_net(struct __sk_buff *skb)
 	if (!s || !from_stack(skb, s) || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
 	from = get_local(&p.src);
-	if (s->policed && !police_forwarded(skb, s, head(&p), from, &code))
+	if (s->policed && !police_forwarded(skb, s, &s->host, head(&p), from, &code))
 		return code;
 	if (s->tracked && from)
 		track_note(skb, &p);

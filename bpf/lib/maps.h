@@ -37,12 +37,13 @@ struct weft_settings {
 	struct weft_mac sender;  /* inner source in the tunnel; a VXLAN device drops its own MAC as a loop, and all have
 				    the same */
 	__u32 ready;             /* 1: written */
-	struct weft_guard host;  /* of the node itself */
+	struct weft_guard host;  /* of the node itself, by the underlay's device */
 	__u32 second;            /* of ticks() */
 	__be16 probe;            /* UDP port on which the nodes measure paths */
 	__u16 policed;           /* 1: a pod of this node, or the node, has a set of rules */
 	__u16 keep;              /* 1: what was once allowed stays so */
 	__u16 pad;
+	struct weft_guard over; /* of the node itself, by the overlay's device */
 };
 
 struct {

@@ -152,10 +152,10 @@ static __always_inline bool is_own(const struct weft_settings *s, const struct w
 	return addr_equal(addr, &s->own[addr_index(addr)]);
 }
 
-/* node_guarded says whether policy has a say in the node's own traffic. */
-static __always_inline bool node_guarded(const struct weft_settings *s)
+/* node_guarded says whether policy has a say in the node's own traffic by a device. */
+static __always_inline bool node_guarded(const struct weft_guard *own)
 {
-	return s->host.ingress | s->host.egress;
+	return own->ingress | own->egress;
 }
 
 /* is_infrastructure recognises what nodes have among themselves: tunnels, and measurements of paths. */
@@ -175,7 +175,7 @@ static __always_inline bool is_infrastructure(struct __sk_buff *skb, const struc
  * its way in.
  */
 static __always_inline bool police_node_in(struct __sk_buff *skb, const struct weft_settings *s,
-					   const struct weft_header *p)
+					   const struct weft_guard *own, const struct weft_header *p)
 {
 	struct weft_ask a = {.place = AT_NODE};
 	int answer;
@@ -183,7 +183,7 @@ static __always_inline bool police_node_in(struct __sk_buff *skb, const struct w
 	if (!is_own(s, &p->dst) || is_infrastructure(skb, s, p))
 		return true;
 	a.end[1].ifindex = NODE_IFINDEX;
-	a.end[1].guard = s->host;
+	a.end[1].guard = *own;
 	answer = police(skb, s, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;
@@ -193,13 +193,13 @@ static __always_inline bool police_node_in(struct __sk_buff *skb, const struct w
 
 /* set_node makes the node itself the sender. What it forwards under its own address (masqueraded) was decided about as
  * a pod's. */
-static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_header *p,
-				     struct weft_end *end)
+static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_guard *own,
+				     const struct weft_header *p, struct weft_end *end)
 {
 	if (!is_own(s, &p->src) || is_infrastructure(skb, s, p))
 		return false;
 	end->ifindex = NODE_IFINDEX;
-	end->guard = s->host;
+	end->guard = *own;
 	if (skb->ingress_ifindex)
 		end->guard.egress = 0; /* and is only noted, so that its replies are known */
 	return true;
@@ -207,10 +207,11 @@ static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_se
 
 /*
  * police_forwarded asks about what the stack sends to other nodes, if it is a pod's, which may have been translated
- * since from_pod, or the node's own. True: it goes on.
+ * since from_pod, or the node's own, about which own has the say. True: it goes on.
  */
 static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct weft_settings *s,
-					     const struct weft_header *p, const struct weft_local *from, int *code)
+					     const struct weft_guard *own, const struct weft_header *p,
+					     const struct weft_local *from, int *code)
 {
 	struct weft_ask a = {.place = AT_TO_NET};
 	int answer;
@@ -223,7 +224,7 @@ static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct
 			*code = refuse_marked(skb, p, AT_TO_NET);
 			return false;
 		}
-		if (likely(!node_guarded(s)) || !set_node(skb, s, p, &a.end[0]))
+		if (likely(!node_guarded(own)) || !set_node(skb, s, own, p, &a.end[0]))
 			return true;
 	} else {
 		if (unlikely(is_marked(skb, WEFT_MARK_UNDECIDED))) /* decided now, before it is tunnelled */

@@ -179,6 +179,7 @@ type weftWeftSettings struct {
 	Policed  uint16
 	Keep     uint16
 	Pad      uint16
+	Over     weftWeftGuard
 }
 
 type weftWeftSlot struct {
