@@ -75,6 +75,9 @@ struct weft_end {
 	struct weft_guard guard;
 };
 
+/* The node's own end of a flow. No pod has the index of the loopback device. */
+#define NODE_IFINDEX 1
+
 /* Who decided, and with which version of his rules. */
 struct weft_ruling {
 	__u32 rule[2];       /* by enum weft_direction; 0: none */
@@ -447,7 +450,8 @@ static __always_inline int police(struct __sk_buff *skb, const struct weft_setti
 		if (a->l4.flags & L4_EXEMPT || quotes_flow(skb, s, p))
 			return WEFT_ALLOW;
 	}
-	if (unlikely(a->host && a->l4.flags & L4_SILENT)) /* of the node's own stack, about what it did not deliver */
+	/* Of the node's own stack, about what it did not deliver, or what it got. */
+	if (unlikely((a->host || a->end[0].ifindex == NODE_IFINDEX) && a->l4.flags & L4_SILENT))
 		return WEFT_ALLOW;
 	return police_flow(p, a);
 }

@@ -144,12 +144,31 @@ static __always_inline int police_received(struct __sk_buff *skb, const struct w
 	return police(skb, s, p, a);
 }
 
-/* The node's own end of a flow. No pod has the index of the loopback device. */
-#define NODE_IFINDEX 1
-
-static __always_inline bool is_own(const struct weft_settings *s, const struct weft_addr *addr)
+/* routed_here says whether the host's routes keep here what goes to an address. */
+static __noinline int routed_here(struct __sk_buff *skb, const struct weft_addr *addr, const struct weft_addr *other)
 {
-	return addr_equal(addr, &s->own[addr_index(addr)]);
+	struct bpf_fib_lookup fib = {.ifindex = skb->ifindex};
+	long answer;
+
+	ip_fib_ends(&fib, other, addr);
+	answer = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	return answer == BPF_FIB_LKUP_RET_NOT_FWDED || answer == BPF_FIB_LKUP_RET_FWD_DISABLED;
+}
+
+/* is_own says whether the node has an address: it may have others than those of its underlay. other is the packet's
+ * other end. */
+static __always_inline bool is_own(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_addr *addr,
+				   const struct weft_addr *other)
+{
+	return addr_equal(addr, &s->own[addr_index(addr)]) || routed_here(skb, addr, other);
+}
+
+/* to_group says whether a packet is sent to many on the link. */
+static __always_inline bool to_group(struct __sk_buff *skb)
+{
+	__u8 first;
+
+	return !bpf_skb_load_bytes(skb, 0, &first, sizeof(first)) && first & 1;
 }
 
 /* node_guarded says whether policy has a say in the node's own traffic by a device. */
@@ -170,7 +189,7 @@ static __always_inline bool is_infrastructure(struct __sk_buff *skb, const struc
 }
 
 /*
- * police_node_in asks about what arrives for an address of the node's own. Whether it is for the node itself only the
+ * police_node_in asks about what arrives for an address of the node. Whether it is for the node itself only the
  * stack can tell, after it has translated it: what is denied is marked and counted, and the stack's table stops it on
  * its way in.
  */
@@ -180,7 +199,7 @@ static __always_inline bool police_node_in(struct __sk_buff *skb, const struct w
 	struct weft_ask a = {.place = AT_NODE};
 	int answer;
 
-	if (!is_own(s, &p->dst) || is_infrastructure(skb, s, p))
+	if (!is_own(skb, s, &p->dst, &p->src) || is_infrastructure(skb, s, p))
 		return true;
 	a.end[1].ifindex = NODE_IFINDEX;
 	a.end[1].guard = *own;
@@ -191,12 +210,15 @@ static __always_inline bool police_node_in(struct __sk_buff *skb, const struct w
 	return false;
 }
 
-/* set_node makes the node itself the sender. What it forwards under its own address (masqueraded) was decided about as
- * a pod's. */
+/* set_node makes the node itself the sender, of whatever address. What it forwards under its own address (masqueraded)
+ * was decided about as a pod's. */
 static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_guard *own,
 				     const struct weft_header *p, struct weft_end *end)
 {
-	if (!is_own(s, &p->src) || is_infrastructure(skb, s, p))
+	if (skb->ingress_ifindex ? !is_own(skb, s, &p->src, &p->dst)
+				 : addr_is_local_business(&p->src) && to_group(skb)) /* MLD, DAD and the like */
+		return false;
+	if (is_infrastructure(skb, s, p))
 		return false;
 	end->ifindex = NODE_IFINDEX;
 	end->guard = *own;
