@@ -171,10 +171,20 @@ static __always_inline bool to_group(struct __sk_buff *skb)
 	return !bpf_skb_load_bytes(skb, 0, &first, sizeof(first)) && first & 1;
 }
 
+/* node_guard is what policy says of the node by the device of from_net and to_net. NULL: nothing. */
+static __always_inline const struct weft_guard *node_guard(const struct __sk_buff *skb, const struct weft_settings *s)
+{
+	__u32 dev = skb->ifindex;
+
+	if (likely(!s->others || dev == s->underlay))
+		return &s->host;
+	return bpf_map_lookup_elem(&devices, &dev);
+}
+
 /* node_guarded says whether policy has a say in the node's own traffic by a device. */
 static __always_inline bool node_guarded(const struct weft_guard *own)
 {
-	return own->ingress | own->egress;
+	return own && (own->ingress | own->egress);
 }
 
 /* is_infrastructure recognises what nodes have among themselves: tunnels, and measurements of paths. */

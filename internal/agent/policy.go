@@ -114,8 +114,10 @@ func addressEnd(s model.Snapshot, a netip.Addr) end {
 // nodeEnd is a node, as its underlay's device has it.
 func nodeEnd(s model.Snapshot, name string) end {
 	e := end{policy.End{Node: name}, "node " + name}
-	if h, _ := model.HostEndpoints(s, name); h != nil {
-		e.text += " (host endpoint " + h.Ref.Name + ")"
+	if n := model.Get[*model.Node](s, model.NodeKey(name)); n != nil {
+		if h := model.HostEndpointsOf(s, name).OnUnderlay(s, n); h != nil {
+			e.text += " (host endpoint " + h.Ref.Name + ")"
+		}
 	}
 	return e
 }

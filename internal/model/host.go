@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"weft/internal/selector"
 )
@@ -31,42 +32,42 @@ func (h *HostEndpoint) Validate() error {
 	return nil
 }
 
-// HostEndpoints returns the host endpoints that a node's underlay and overlay devices belong to, nil: none. Of several that are for
-// one interface, the first by name counts.
-func HostEndpoints(s Snapshot, node string) (underlay, overlay *HostEndpoint) {
-	n := Get[*Node](s, NodeKey(node))
-	if n == nil {
-		return nil, nil
-	}
-	dev := Device{}
-	if d := UnderlayOf(s, n); d != nil {
-		dev = *d
-	}
-	has := func(a netip.Addr) bool {
-		return slices.Contains(n.Addrs, a) || slices.ContainsFunc(dev.Addrs, func(p netip.Prefix) bool { return p.Addr() == a })
-	}
-	first := func(have **HostEndpoint, h *HostEndpoint) {
-		if *have == nil || h.Ref.Name < (*have).Ref.Name {
-			*have = h
-		}
-	}
+// HostEndpoints are those of a node, in the order of their names.
+type HostEndpoints []*HostEndpoint
+
+// HostEndpointsOf returns the host endpoints of a node.
+func HostEndpointsOf(s Snapshot, node string) HostEndpoints {
+	var hs HostEndpoints
 	for h := range All[*HostEndpoint](s, KindHostEndpoint) {
-		switch {
-		case h.Node != node:
-		case h.Interface == "*":
-			first(&overlay, h)
-		case h.Interface == "" || dev.Name == "": // the devices of other nodes are not known by name
-			if slices.ContainsFunc(h.Addrs, has) {
-				first(&underlay, h)
-			}
-		case h.Interface == dev.Name:
-			first(&underlay, h)
+		if h.Node == node {
+			hs = append(hs, h)
 		}
 	}
-	if underlay == nil {
-		underlay = overlay
+	slices.SortFunc(hs, func(a, b *HostEndpoint) int { return strings.Compare(a.Ref.Name, b.Ref.Name) })
+	return hs
+}
+
+// On returns the host endpoint that a device with these addresses belongs to, nil: none. Of several the first counts, but one for all
+// interfaces is only for those that no other is for. Of another node the names of devices are not known: "".
+func (hs HostEndpoints) On(dev string, addrs []netip.Addr) *HostEndpoint {
+	for _, h := range hs {
+		byAddr := h.Interface == "" || h.Interface != "*" && dev == ""
+		if h.Interface == dev && dev != "" || byAddr && slices.ContainsFunc(h.Addrs, func(a netip.Addr) bool { return slices.Contains(addrs, a) }) {
+			return h
+		}
 	}
-	return underlay, overlay
+	if i := slices.IndexFunc(hs, func(h *HostEndpoint) bool { return h.Interface == "*" }); i >= 0 {
+		return hs[i]
+	}
+	return nil
+}
+
+// OnUnderlay is On for the device by which a node reaches others.
+func (hs HostEndpoints) OnUnderlay(s Snapshot, n *Node) *HostEndpoint {
+	if d := UnderlayOf(s, n); d != nil {
+		return hs.On(d.Name, append(d.Hosts(), n.Addrs...))
+	}
+	return hs.On("", n.Addrs)
 }
 
 // Policies returns the policies that a host endpoint has without an object: failsafe ports, which are asked before all others; the

@@ -169,6 +169,20 @@ func (d *Device) Key() Key { return Key{KindDevice, d.Name} }
 // Validate implements Object.
 func (d *Device) Validate() error { return nil }
 
+// Hosts are the device's addresses.
+func (d *Device) Hosts() []netip.Addr {
+	out := make([]netip.Addr, len(d.Addrs))
+	for i, p := range d.Addrs {
+		out[i] = p.Addr()
+	}
+	return out
+}
+
+// Reached reports whether others may reach the host by the device: it is up and has an address that means something beyond its link.
+func (d *Device) Reached() bool {
+	return d.Up && d.Name != "lo" && d.Kind != "dummy" && slices.ContainsFunc(d.Hosts(), netip.Addr.IsGlobalUnicast)
+}
+
 // UnderlayOf returns the device of this host that a node's packets to others pass: the configured one, else the one that has an
 // address of the node; nil if neither is known.
 func UnderlayOf(s Snapshot, n *Node) *Device {

@@ -24,7 +24,7 @@ type Packet struct {
 	Proto            int    // IANA number
 	SrcPort, DstPort uint16 // DstPort of ICMP: type<<8 | code
 	FromHost         bool   // the node's own processes sent it
-	Overlay          bool   // it comes to the node, or from it, by the overlay's device
+	Dev              string // by which the node gets or sends it; "": the underlay's
 }
 
 // Decision is what one side says.
@@ -47,15 +47,15 @@ type end struct {
 
 // Decide returns what the sender's egress and the receiver's ingress say on the node; a side that is not on the node allows.
 func Decide(s model.Snapshot, node string, p Packet) (egress, ingress Decision) {
-	w := world{s, node, p.Overlay}
+	w := world{s, node, p.Dev}
 	src, dst := w.end(p.Src), w.end(p.Dst)
 	return w.side(src, dst, p, false), w.side(dst, src, p, true)
 }
 
 type world struct {
-	s       model.Snapshot
-	node    string
-	overlay bool
+	s    model.Snapshot
+	node string
+	dev  string
 }
 
 func (w world) end(a netip.Addr) end {
@@ -73,8 +73,7 @@ func (w world) end(a netip.Addr) end {
 			e.all = n.Addrs
 			e.member, e.policed = true, n.Name == w.node
 			if e.policed {
-				under, over := model.HostEndpoints(w.s, w.node)
-				e.host = map[bool]*model.HostEndpoint{false: under, true: over}[w.overlay]
+				e.host, e.policed = w.hostEndpoint(n)
 			}
 		}
 	}
@@ -110,6 +109,23 @@ func (w world) own(e end, addrs []netip.Addr) end {
 		return false
 	}}}
 	return e
+}
+
+// hostEndpoint is that of the device by which the packet goes. On another device than those between nodes, only a host
+// endpoint makes a node the subject of policies.
+func (w world) hostEndpoint(n *model.Node) (h *model.HostEndpoint, policed bool) {
+	hs := model.HostEndpointsOf(w.s, w.node)
+	if w.dev == "" {
+		return hs.OnUnderlay(w.s, n), true
+	}
+	if w.dev == plan.OverlayName {
+		return hs.On(w.dev, nil), true
+	}
+	d := model.Get[*model.Device](w.s, model.Key{Kind: model.KindDevice, Name: w.dev})
+	if h = hs.On(d.Name, d.Hosts()); h == nil || !d.Reached() {
+		return nil, false
+	}
+	return h, true
 }
 
 func within(nets []netip.Prefix, a netip.Addr) bool {

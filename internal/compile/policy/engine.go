@@ -48,7 +48,7 @@ type Engine struct {
 	serial   int                        // of the last policy that was compiled
 	hosts    map[model.Key]string       // host endpoints of this node, with what of each is not enforced
 	ported   map[model.Key][]model.Port // host endpoints with named ports
-	overlay  *local                     // the node itself on its overlay device; nil: as on its underlay
+	devs     map[string]*local          // the node itself on devices where it has other policies than on its underlay
 	services map[model.Key][]netip.Addr // addresses of services
 	foreign  bool                       // somebody else translates services
 
@@ -79,7 +79,7 @@ func New(node string) *Engine {
 		ofPod: map[model.Key]map[*local]bool{}, at: map[netip.Addr]*local{}, classes: map[plan.ID]*class{}, inNS: map[string]map[*class]bool{}, peerSets: map[plan.ID]*peerSet{}, peers: newIndex[*peer](),
 		sets: map[plan.ID]*set{}, bySig: map[string]*set{}, networks: newPrefixes(), special: map[string]int{},
 		backends: map[netip.Addr]map[string]int{}, slices: map[model.Key]*model.Backends{}, held: map[netip.Addr]int{}, blocks: map[netip.Prefix]int{}, ports: newPortNames(), services: map[model.Key][]netip.Addr{},
-		hosts: map[model.Key]string{}, ported: map[model.Key][]model.Port{},
+		hosts: map[model.Key]string{}, ported: map[model.Key][]model.Port{}, devs: map[string]*local{},
 	}
 	return e
 }
@@ -248,8 +248,10 @@ func (e *Engine) lookAgain(l *local) {
 		return
 	}
 	e.todo.locals[l] = true
-	if e.overlay != nil && l.endpoint == nil {
-		e.todo.locals[e.overlay] = true
+	if l.endpoint == nil {
+		for _, d := range e.devs {
+			e.todo.locals[d] = true
+		}
 	}
 }
 
@@ -312,7 +314,7 @@ func (e *Engine) Rows(owner model.Key) []plan.Row {
 	case model.KindHostEndpoint:
 		return e.hostRows(by)
 	case kindOf(plan.KindGuard):
-		return e.overlay.rows(by)
+		return e.deviceRows(by)
 	case kindOf(plan.KindIdentity):
 		return e.classes[parseID(owner.Name)].rows(by)
 	case kindOf(plan.KindPeerSet):

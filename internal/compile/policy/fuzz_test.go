@@ -76,7 +76,7 @@ func (k *kernel) text() string {
 func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 	sets, members, ids := map[plan.ID]*plan.PolicySet{}, map[[2]plan.ID]bool{}, map[netip.Prefix]plan.ID{}
 	guards := map[netip.Addr]*plan.Guard{}
-	var overlay *plan.Guard
+	devs := map[string]*plan.Guard{}
 	for owner, rows := range k.rows {
 		for _, r := range rows {
 			switch r := r.(type) {
@@ -92,8 +92,8 @@ func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 				}
 				ids[r.Prefix] = r.Identity
 			case *plan.Guard:
-				if r.Overlay {
-					overlay = r
+				if r.Node {
+					devs[r.Dev] = r
 					continue
 				}
 				for _, x := range rows {
@@ -121,8 +121,10 @@ func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 	if g == nil {
 		return model.VerdictAllow, "not on this node"
 	}
-	if g.Dev == "" && p.Overlay && overlay != nil {
-		g = overlay
+	if d := devs[p.Dev]; g.Dev == "" && (d != nil || p.Dev != "" && p.Dev != plan.OverlayName) {
+		if g = d; g == nil {
+			return model.VerdictAllow, "a device without programs"
+		}
 	}
 	set := sets[g.Egress]
 	if ingress {
@@ -329,8 +331,8 @@ func (d dice) policy() model.Object {
 
 func (d dice) hostEndpoint() model.Object {
 	h := &model.HostEndpoint{
-		Ref: model.Ref{Group: "projectcalico.org", Kind: "HostEndpoint", Name: pick(d, "a", "b", "c")}, Node: pick(d, "n0", "n0", "n1"), Interface: pick(d, "*", "*", "eth0", ""),
-		Addrs: []netip.Addr{pick(d, netip.MustParseAddr("10.0.9.1"), netip.MustParseAddr("10.0.9.2"), d.addr())},
+		Ref: model.Ref{Group: "projectcalico.org", Kind: "HostEndpoint", Name: pick(d, "a", "b", "c")}, Node: pick(d, "n0", "n0", "n1"), Interface: pick(d, "*", "*", "eth0", "eth2", plan.OverlayName, ""),
+		Addrs: []netip.Addr{pick(d, netip.MustParseAddr("10.0.9.1"), netip.MustParseAddr("10.0.9.2"), netip.MustParseAddr("10.8.0.1"), d.addr())},
 	}
 	h.Labels = selector.Map{selector.Kind: selector.KindHostEndpoint, selector.Name: h.Ref.Name, selector.Node: h.Node}
 	maps.Copy(h.Labels, d.labels())
@@ -344,13 +346,31 @@ func (d dice) hostEndpoint() model.Object {
 	return h
 }
 
+// device is a device by which a packet may go: "" is the underlay's.
+func (d dice) device(s objects) string {
+	names := []string{"", "", plan.OverlayName}
+	under := &model.Device{}
+	if n := model.Get[*model.Node](s, model.NodeKey("n0")); n != nil {
+		if u := model.UnderlayOf(s, n); u != nil {
+			under = u
+		}
+	}
+	for x := range model.All[*model.Device](s, model.KindDevice) {
+		if x.Name != under.Name {
+			names = append(names, x.Name)
+		}
+	}
+	return pick(d, names...)
+}
+
 func (d dice) object() model.Object {
 	ns := pick(d, "a", "b")
 	switch d.IntN(14) {
 	case 12:
 		return d.hostEndpoint()
 	case 13:
-		return &model.Device{Name: pick(d, "eth0", "eth1"), Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.9.1/24")}}
+		return &model.Device{Name: pick(d, "eth0", "eth1", "eth2"), Up: d.IntN(8) > 0, Addrs: []netip.Prefix{pick(d, netip.MustParsePrefix("10.0.9.1/24"),
+			netip.MustParsePrefix("10.8.0.1/24"), netip.MustParsePrefix("169.254.0.1/16"))}}
 	case 0:
 		return &model.Namespace{Name: ns, Labels: map[string]string{"team": pick(d, "a", "b")}}
 	case 1:
@@ -441,7 +461,7 @@ func fuzz(t *testing.T, seed uint64) {
 	for range 20 {
 		p := oracle.Packet{
 			Src: d.addr(), Dst: d.addr(), Proto: pick(d, model.ProtoTCP, model.ProtoUDP, model.ProtoICMP, model.ProtoSCTP, 47),
-			SrcPort: uint16(d.IntN(40)), DstPort: uint16(d.IntN(40)), FromHost: d.IntN(5) == 0, Overlay: d.IntN(3) == 0,
+			SrcPort: uint16(d.IntN(40)), DstPort: uint16(d.IntN(40)), FromHost: d.IntN(5) == 0,
 		}
 		if netset.Of(p.Src) != netset.Of(p.Dst) {
 			continue
@@ -452,6 +472,7 @@ func fuzz(t *testing.T, seed uint64) {
 		if d.IntN(4) == 0 && netset.Of(p.Src) == netset.V4 {
 			p.Dst = netip.AddrFrom4([4]byte{10, 0, 9, byte(1 + d.IntN(2))})
 		}
+		p.Dev = d.device(state)
 		if d.IntN(4) == 0 {
 			p.DstPort = pick[uint16](d, 22, 53, 68, 6443)
 		}

@@ -2,9 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"net/netip"
-	"slices"
-	"strings"
 
 	"weft/internal/model"
 	"weft/internal/plan"
@@ -32,50 +29,59 @@ func (e *Engine) takeHostEndpoint(k model.Key) {
 	e.todo.hosts, e.dirty[k] = true, true
 }
 
-// pickHosts finds the host endpoints of this node's devices.
+// pickHosts finds the host endpoints of this node's devices. What it finds for the underlay's is for the overlay's as well, unless
+// something else is found for that.
 func (e *Engine) pickHosts() {
 	l := e.locals[model.NodeKey(e.node)]
-	if l == nil {
-		for k := range e.hosts {
-			e.hosts[k], e.dirty[k] = "", true
+	devs := map[string]*model.HostEndpoint{}
+	if l != nil {
+		var hs model.HostEndpoints
+		if len(e.hosts) > 0 {
+			hs = model.HostEndpointsOf(e.snap, e.node)
 		}
-		e.split(nil)
-		return
+		under := hs.OnUnderlay(e.snap, l.holder.node)
+		e.putHost(l, under)
+		if over := hs.On(plan.OverlayName, nil); over != under {
+			devs[plan.OverlayName] = over
+		}
+		e.otherDevices(hs, l.holder.node, devs)
 	}
-	var under, over *model.HostEndpoint
-	if len(e.hosts) > 0 {
-		under, over = model.HostEndpoints(e.snap, e.node)
+	for dev, d := range e.devs {
+		if _, ok := devs[dev]; !ok {
+			e.forget(d)
+			delete(e.devs, dev)
+		}
 	}
-	for k := range e.hosts {
-		e.hosts[k] = unenforced(e.snap, model.Get[*model.HostEndpoint](e.snap, k), under, over)
-		e.dirty[k] = true
+	for dev, h := range devs {
+		d := e.devs[dev]
+		if d == nil {
+			d = &local{key: ownKey(plan.KindGuard, dev)}
+			e.devs[dev], e.locals[d.key] = d, d
+		}
+		d.holder, d.addrs = l.holder, l.addrs
+		e.todo.locals[d] = true
+		e.putHost(d, h)
 	}
-	e.putHost(l, under)
-	if under == over {
-		e.split(nil)
-		return
-	}
-	e.split(l)
-	e.putHost(e.overlay, over)
+	e.unenforced(l)
 }
 
-// split makes the node have policies of its own on its overlay device, or, where l is nil, the same as everywhere.
-func (e *Engine) split(l *local) {
-	switch {
-	case l == nil && e.overlay != nil:
-		e.forget(e.overlay)
-		e.overlay = nil
-	case l != nil:
-		if e.overlay == nil {
-			e.overlay = &local{key: ownKey(plan.KindGuard, "overlay")}
-			e.locals[e.overlay.key] = e.overlay
+// otherDevices adds the host endpoints of devices that weft has nothing else to do with.
+func (e *Engine) otherDevices(hs model.HostEndpoints, n *model.Node, devs map[string]*model.HostEndpoint) {
+	if len(hs) == 0 {
+		return
+	}
+	under := model.UnderlayOf(e.snap, n)
+	for d := range model.All[*model.Device](e.snap, model.KindDevice) {
+		if d == under || !d.Reached() {
+			continue
 		}
-		e.overlay.holder, e.overlay.addrs = l.holder, l.addrs
-		e.todo.locals[e.overlay] = true
+		if h := hs.On(d.Name, d.Hosts()); h != nil {
+			devs[d.Name] = h
+		}
 	}
 }
 
-// putHost gives the node its host endpoint, with the policies that that one has by itself.
+// putHost gives the node on a device its host endpoint, with the policies that that one has by itself.
 func (e *Engine) putHost(l *local, h *model.HostEndpoint) {
 	if l.host == h {
 		return
@@ -89,40 +95,35 @@ func (e *Engine) putHost(l *local, h *model.HostEndpoint) {
 	e.todo.locals[l] = true
 }
 
-// unenforced says what of a host endpoint of this node is not enforced; "": nothing. Programs are on the underlay's and the overlay's
-// device, so that they see no other.
-func unenforced(s model.Snapshot, h, under, over *model.HostEndpoint) string {
-	dev := model.UnderlayOf(s, model.Get[*model.Node](s, model.NodeKey(h.Node)))
-	switch {
-	case dev == nil:
-		return "the interface between nodes is not known: nothing of this host endpoint is enforced"
-	case h != under && h != over && (h.Interface == "*" || h.Interface == "" || h.Interface == dev.Name):
-		for _, other := range []*model.HostEndpoint{under, over} {
-			if other != nil && (h.Interface != "*" || other.Interface == "*") && other.Ref.Name < h.Ref.Name {
-				return fmt.Sprintf("%s is for the same interface and counts in its place", other.Ref)
-			}
-		}
-		return fmt.Sprintf("no address of %s is among spec.expectedIPs: nothing of this host endpoint is enforced", dev.Name)
-	case h != under && h != over:
-		return fmt.Sprintf("spec.interfaceName: only what passes %s, the interface between nodes, is looked at: nothing is enforced on %q", dev.Name, h.Interface)
-	case h.Interface != "*":
-		return ""
+// unenforced notes which host endpoints of this node are for no device.
+func (e *Engine) unenforced(l *local) {
+	used := map[*model.HostEndpoint]bool{}
+	if l != nil {
+		used[l.host] = true
 	}
-	var unseen []string
-	for d := range model.All[*model.Device](s, model.KindDevice) {
-		if d.Up && d.Name != dev.Name && d.Name != "lo" && d.Kind != "dummy" &&
-			slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return p.Addr().IsGlobalUnicast() }) {
-			unseen = append(unseen, d.Name)
+	for _, d := range e.devs {
+		used[d.host] = true
+	}
+	for k := range e.hosts {
+		h := model.Get[*model.HostEndpoint](e.snap, k)
+		e.dirty[k], e.hosts[k] = true, ""
+		if !used[h] {
+			e.hosts[k] = fmt.Sprintf("it is enforced nowhere: no interface of node %s with an address is meant by spec.interfaceName %q and expectedIPs %v "+
+				"that no other host endpoint comes first for", h.Node, h.Interface, h.Addrs)
 		}
 	}
-	if unseen == nil {
-		return ""
-	}
-	slices.Sort(unseen)
-	return fmt.Sprintf("spec.interfaceName: it is enforced on %s, the interface between nodes, and not on %s", dev.Name, strings.Join(unseen, ", "))
 }
 
-// hostRows of a host endpoint of this node are there if not all of it is enforced. What is enforced is in the node's guards.
+// deviceRows of a device that has other policies than the node's underlay.
+func (e *Engine) deviceRows(by plan.By) []plan.Row {
+	rows := e.devs[by.Name].rows(by)
+	if len(rows) > 0 && by.Name != plan.OverlayName {
+		rows = append(rows, &plan.Hook{By: by, Dev: by.Name, Role: plan.RoleHost})
+	}
+	return rows
+}
+
+// hostRows of a host endpoint are there if it is enforced nowhere. What is enforced is in the node's guards.
 func (e *Engine) hostRows(by plan.By) []plan.Row {
 	if why := e.hosts[by.Key]; why != "" {
 		return []plan.Row{&plan.Problem{By: by, Name: "hostendpoint", Reason: why}}

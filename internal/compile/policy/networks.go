@@ -117,9 +117,11 @@ func (e *Engine) world(p netip.Prefix) {
 	}
 }
 
+// few prefixes are compared one by one.
+const few = 16
+
 // within marks the holders that have an address in one of the prefixes.
 func (e *Engine) within(ps map[netip.Prefix]bool) {
-	const few = 16
 	maps.DeleteFunc(ps, func(p netip.Prefix, _ bool) bool { return !e.inhabited(p) })
 	if len(ps) == 0 {
 		return
@@ -206,8 +208,9 @@ func (e *Engine) takeAddressSet(k model.Key) {
 		e.addNetworks(n.nets[k], 1)
 	}
 	e.addNetworks(old, -1)
+	changed := append(old, n.nets[k]...)
 	for _, c := range e.classes {
-		if c.prefix.IsValid() {
+		if c.prefix.IsValid() && (len(changed) > few || inAny(changed, c.prefix)) {
 			e.todo.classes[c] = true
 		}
 	}

@@ -333,7 +333,10 @@ func (l *local) rows(by plan.By) []plan.Row {
 	if l == nil {
 		return nil
 	}
-	g := &plan.Guard{By: by, Overlay: by.Kind == kindOf(plan.KindGuard)}
+	g := &plan.Guard{By: by}
+	if by.Kind == kindOf(plan.KindGuard) {
+		g.Node, g.Dev = true, by.Name
+	}
 	if l.endpoint != nil {
 		g.Dev = l.endpoint.HostIf
 	}

@@ -18,8 +18,6 @@ import (
 
 // Names and numbers that are ours.
 const (
-	OverlayName = "weft-vxlan"
-
 	mainTable    = 254
 	mainPriority = 32766
 	// plainMTU is assumed of a path that has not been measured where the own device takes larger packets.

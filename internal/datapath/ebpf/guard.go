@@ -3,6 +3,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -109,7 +110,7 @@ func (d *Driver) dropGuard(g *plan.Guard) error {
 	name := g.Key().Name
 	before := d.policy.guards[name]
 	delete(d.policy.guards, name)
-	if _, ok := d.pods[g.Dev]; ok || g.Dev == "" {
+	if _, ok := d.pods[g.Dev]; ok || g.Dev == "" || g.Node {
 		d.policy.left[name] = true
 	}
 	err := d.guardAgain(name)
@@ -139,15 +140,14 @@ func (d *Driver) guardAgain(name string) error {
 	if l, ok := d.pods[name]; ok {
 		return d.putLocal(l.row, l.index)
 	}
-	if n := d.node(); n != nil && (name == ofNode().Key().Name || name == ofOverlay().Key().Name) {
+	if n := d.node(); n != nil && (name == hostKey().Name || strings.HasPrefix(name, plan.NodeGuardKey("").Name)) {
 		return d.putSettings(n)
 	}
 	return nil
 }
 
-// The guards of the node itself, as far as they are keys.
-func ofNode() *plan.Guard    { return &plan.Guard{} }
-func ofOverlay() *plan.Guard { return &plan.Guard{Overlay: true} }
+// hostKey is the key of the guard of the node itself, on the devices where it has no other.
+func hostKey() plan.Key { return (&plan.Guard{}).Key() }
 
 // guardAll writes the entries of all pods anew.
 func (d *Driver) guardAll() error {
@@ -236,12 +236,19 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 	}
 	var have weftWeftSettings
 	_ = d.settings.m.Lookup(uint32(0), &have) // an array: it cannot fail
-	s.Host = d.hostGuard(ofNode(), have.Host, weftWeftGuard{})
+	s.Host = d.hostGuard(hostKey(), have.Host, weftWeftGuard{})
 	if have.Over == have.Host { // it had no guard of its own there
 		have.Over = s.Host
 	}
-	s.Over = d.hostGuard(ofOverlay(), have.Over, s.Host)
-	policed := isGuarded(s.Host) || isGuarded(s.Over)
+	s.Over = d.hostGuard(plan.NodeGuardKey(r.Overlay), have.Over, s.Host)
+	others, err := d.putDevices(r)
+	if err != nil {
+		return err
+	}
+	if others || !d.swept && have.Others == 1 {
+		s.Others = 1
+	}
+	policed := isGuarded(s.Host) || isGuarded(s.Over) || others
 	for _, l := range d.pods {
 		policed = policed || l.guarded
 	}
@@ -257,10 +264,10 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 
 // hostGuard is what policy says of the node itself, without if there is no such guard. If its rules are not in the kernel, those that it
 // had before count: a node that is closed by mistake cannot be reached to correct it.
-func (d *Driver) hostGuard(key *plan.Guard, had, without weftWeftGuard) weftWeftGuard {
-	g := plan.Get[*plan.Guard](d.want, key.Key())
+func (d *Driver) hostGuard(key plan.Key, had, without weftWeftGuard) weftWeftGuard {
+	g := plan.Get[*plan.Guard](d.want, key)
 	if g == nil {
-		if d.swept || d.policy.left[key.Key().Name] {
+		if d.swept || d.policy.left[key.Name] {
 			return without
 		}
 		return had
@@ -270,6 +277,31 @@ func (d *Driver) hostGuard(key *plan.Guard, had, without weftWeftGuard) weftWeft
 		return had // its row says so
 	}
 	return out
+}
+
+// putDevices enters what policy says of the node on other devices than its underlay's and overlay's, and says whether it says anything. A
+// device that is not there has no entry: its hook's row says so.
+func (d *Driver) putDevices(s *plan.Settings) (any bool, err error) {
+	wanted := map[uint32]bool{}
+	for g := range plan.All[*plan.Guard](d.want, plan.KindGuard) {
+		if !g.Node || g.Dev == s.Overlay {
+			continue
+		}
+		index, err := interfaceIndex(g.Dev)
+		if err != nil {
+			continue
+		}
+		var had weftWeftGuard
+		_ = d.devices.m.Lookup(uint32(index), &had) // zero if there is none
+		if err := d.devices.put(uint32(index), d.hostGuard(g.Key(), had, had)); err != nil {
+			return false, fmt.Errorf("guard %s: %w", g.Key().Name, err)
+		}
+		wanted[uint32(index)] = true
+	}
+	if d.swept {
+		err = d.devices.keep(wanted)
+	}
+	return len(wanted) > 0, err
 }
 
 // sweepPolicy removes what nobody wants, closes pods that nobody vouches for, and lets the programs rest if nobody is under policy.

@@ -178,7 +178,7 @@ type weftWeftSettings struct {
 	Probe    uint16
 	Policed  uint16
 	Keep     uint16
-	Pad      uint16
+	Others   uint16
 	Over     weftWeftGuard
 }
 
@@ -196,6 +196,7 @@ const (
 	weftMapAddresses      = "addresses"
 	weftMapConns          = "conns"
 	weftMapDenials        = "denials"
+	weftMapDevices        = "devices"
 	weftMapFrags          = "frags"
 	weftMapLists          = "lists"
 	weftMapLocals         = "locals"
@@ -282,6 +283,7 @@ type weftMapSpecs struct {
 	Addresses *ebpf.MapSpec `ebpf:"addresses"`
 	Conns     *ebpf.MapSpec `ebpf:"conns"`
 	Denials   *ebpf.MapSpec `ebpf:"denials"`
+	Devices   *ebpf.MapSpec `ebpf:"devices"`
 	Frags     *ebpf.MapSpec `ebpf:"frags"`
 	Lists     *ebpf.MapSpec `ebpf:"lists"`
 	Locals    *ebpf.MapSpec `ebpf:"locals"`
@@ -330,6 +332,7 @@ type weftMaps struct {
 	Addresses *ebpf.Map `ebpf:"addresses"`
 	Conns     *ebpf.Map `ebpf:"conns"`
 	Denials   *ebpf.Map `ebpf:"denials"`
+	Devices   *ebpf.Map `ebpf:"devices"`
 	Frags     *ebpf.Map `ebpf:"frags"`
 	Lists     *ebpf.Map `ebpf:"lists"`
 	Locals    *ebpf.Map `ebpf:"locals"`
@@ -354,6 +357,7 @@ func (m *weftMaps) Close() error {
 		m.Addresses,
 		m.Conns,
 		m.Denials,
+		m.Devices,
 		m.Frags,
 		m.Lists,
 		m.Locals,
