@@ -24,6 +24,7 @@ struct weft_conn {
 #define CONN_CLOSING   0x02 /* FIN or RST was seen */
 #define CONN_HOST      0x04 /* the node itself opened it */
 #define CONN_UNDECIDED 0x08 /* to a service address: every packet is decided where it has been translated */
+#define CONN_THROUGH   0x10 /* of others, under the node's own address: its replies are not for the node itself */
 #define NOTE_REVERSE   0x80 /* of conn_note(): the destination opened it */
 
 struct {
@@ -102,7 +103,7 @@ struct weft_ask {
 	__u8 place;               /* enum weft_place */
 	__u8 host;                /* 1: the node itself sent it */
 	__u8 second;              /* the source's place in the pair */
-	__u8 pad;
+	__u8 through;             /* 1: the node forwards it under its own address */
 };
 
 static __always_inline bool guarded(const struct weft_local *l)
@@ -361,7 +362,8 @@ __global int decide(const struct weft_header *p, struct weft_ask *a, struct weft
 	count_rule(a->ruling.rule[WEFT_INGRESS]);
 	if (!(a->l4.flags & L4_SILENT) || known)
 		conn_note(p, a, &a->ruling, old,
-			  (how & ASK_REVERSE ? NOTE_REVERSE : 0) | (how & ASK_HOST ? CONN_HOST : 0));
+			  (how & ASK_REVERSE ? NOTE_REVERSE : 0) | (how & ASK_HOST ? CONN_HOST : 0) |
+				  (a->through ? CONN_THROUGH : 0));
 	return WEFT_ALLOW;
 }
 
@@ -415,8 +417,14 @@ __global int police_flow(const struct weft_header *p, struct weft_ask *a)
 
 		if (unlikely(a->l4.flags & L4_OPENS) && !opened)
 			return decide(p, a, conn, false);
-		if (unlikely(conn->flags & CONN_UNDECIDED)) {
+		if (unlikely(conn->flags & (CONN_UNDECIDED | CONN_THROUGH))) {
+			bool through = conn->flags & CONN_THROUGH;
+
+			if (through && a->place != AT_NODE && !a->through) /* the node's own, later */
+				return decide(p, a, conn, false);
 			conn_seen(s, conn, &a->l4, now);
+			if (through)
+				return a->through ? WEFT_ALLOW : WEFT_LATER;
 			if (a->place == AT_FROM_POD)
 				return WEFT_LATER;
 			if (a->place == AT_TO_POD && !opened)

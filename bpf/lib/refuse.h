@@ -216,6 +216,10 @@ static __always_inline bool police_node_in(struct __sk_buff *skb, const struct w
 	answer = police(skb, s, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;
+	if (answer == WEFT_LATER) { /* of others: should nobody translate it, it is not for the node */
+		skb->mark = (skb->mark & ~WEFT_MARK_MASK) | WEFT_MARK_NODE;
+		return true;
+	}
 	refuse(skb, p, &a, answer);
 	return false;
 }
@@ -223,17 +227,18 @@ static __always_inline bool police_node_in(struct __sk_buff *skb, const struct w
 /* set_node makes the node itself the sender, of whatever address. What it forwards under its own address (masqueraded)
  * was decided about as a pod's. */
 static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_guard *own,
-				     const struct weft_header *p, struct weft_end *end)
+				     const struct weft_header *p, struct weft_ask *a)
 {
 	if (skb->ingress_ifindex ? !is_own(skb, s, &p->src, &p->dst)
 				 : addr_is_local_business(&p->src) && to_group(skb)) /* MLD, DAD and the like */
 		return false;
 	if (is_infrastructure(skb, s, p))
 		return false;
-	end->ifindex = NODE_IFINDEX;
-	end->guard = *own;
+	a->end[0].ifindex = NODE_IFINDEX;
 	if (skb->ingress_ifindex)
-		end->guard.egress = 0; /* and is only noted, so that its replies are known */
+		a->through = 1; /* only noted, so that its replies are known */
+	else
+		a->end[0].guard = *own;
 	return true;
 }
 
@@ -256,7 +261,7 @@ static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct
 			*code = refuse_marked(skb, p, AT_TO_NET);
 			return false;
 		}
-		if (likely(!node_guarded(own)) || !set_node(skb, s, own, p, &a.end[0]))
+		if (likely(!node_guarded(own)) || !set_node(skb, s, own, p, &a))
 			return true;
 	} else {
 		if (unlikely(is_marked(skb, WEFT_MARK_UNDECIDED))) /* decided now, before it is tunnelled */

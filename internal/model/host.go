@@ -109,6 +109,7 @@ func (h *HostEndpoint) failsafes() *Policy {
 }
 
 func tcp(port uint16) L4 { return L4{Proto: ProtoTCP, Ports: []PortRange{{First: port, Last: port}}} }
+
 func udp(port uint16) L4 { return L4{Proto: ProtoUDP, Ports: []PortRange{{First: port, Last: port}}} }
 
 // failsafe is a direction: its own ports, and those of both.
