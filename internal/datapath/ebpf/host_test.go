@@ -155,3 +155,58 @@ func (n *node) fails(kind plan.Kind, want int) {
 		return nil
 	})
 }
+
+// TestPolicyNodeThrough: what the node forwards under its own address, and what answers that, is not its own traffic; what its stack
+// answers, and says to groups of a link, is not asked about.
+func TestPolicyNodeThrough(t *testing.T) {
+	exchanges(t, func(t *testing.T, x *exchange) {
+		in, out := set("host/in", plan.Ingress), set("host/out", plan.Egress)
+		x.want(in, out, &plan.Guard{Ingress: in.ID, Egress: out.ID})
+		x.apply()
+		own, world := x.node.addr(x.f), map[netset.Family]netip.Addr{netset.V4: netip.MustParseAddr("203.0.113.9"), netset.V6: netip.MustParseAddr("2001:db8::9")}[x.f]
+		gateway := model.MAC{2, 0, 0, 0, 0, 9}
+		sent := func(src, dst netip.Addr, proto byte, payload []byte) frame {
+			return frame{srcMAC: x.mac(uplink), dstMAC: gateway, src: src, dst: dst, proto: proto, payload: payload}
+		}
+		leaves := func(what string, f frame, want string, set ...func(*skb)) {
+			t.Helper()
+			if got := x.outcome(x.driver.objs.ToNet, uplink, f, set...); got != want {
+				t.Errorf("%s: %s, want %s", what, got, want)
+			}
+		}
+		reply := frame{dstMAC: x.mac(uplink), src: world, dst: own, proto: protoUDP, payload: datagram(53, 40000)}
+		arrives := func(what string, counted uint64) {
+			t.Helper()
+			before := x.driver.Stats()["deny_node"]
+			_, _, mark := x.runMarked(x.driver.objs.FromNet, uplink, reply.bytes())
+			if got := x.driver.Stats()["deny_node"] - before; got != counted || mark != 0x1020 {
+				t.Errorf("%s: counted %d, want %d; mark %#x, want 0x1020", what, got, counted, mark)
+			}
+		}
+		forwarded := func(s *skb) { s.IngressIfindex = 7 }
+		masqueraded := sent(own, world, protoUDP, datagram(40000, 53))
+
+		arrives("out of the blue", 1)
+		leaves("masqueraded", masqueraded, "pass", forwarded)
+		arrives("an answer to who was masqueraded", 0)
+		leaves("the node's own, of the same ports", masqueraded, "drop_policy")
+		leaves("masqueraded again", masqueraded, "pass", forwarded)
+		arrives("an answer again", 0)
+
+		leaves("a reset", sent(own, world, protoTCP, segment(80, 5000, rst)), "pass")
+		leaves("a connection", sent(own, world, protoTCP, segment(5000, 80, syn)), "drop_policy")
+		other := x.pod.addr(x.f).Next() // of the node's, in the test's mind, since it has come in nowhere
+		leaves("from another address", sent(other, world, protoTCP, segment(5000, 80, syn)), "drop_policy")
+		leaves("of somebody else", sent(other, world, protoTCP, segment(5000, 80, syn)), "pass", forwarded)
+
+		local, group := netip.MustParseAddr("fe80::1"), netip.MustParseAddr("ff02::16")
+		if x.f == netset.V4 {
+			local, group = netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("255.255.255.255")
+		}
+		business := sent(local, group, protoUDP, datagram(68, 6700))
+		business.dstMAC = model.MAC{0x33, 0x33, 0, 0, 0, 0x16}
+		leaves("to a group of the link", business, "pass")
+		business.dstMAC = gateway
+		leaves("to one on the link", business, "drop_policy")
+	})
+}
