@@ -281,7 +281,7 @@ func (d *Driver) hostGuard(key plan.Key, had, without weftWeftGuard) weftWeftGua
 
 // putDevices enters what policy says of the node on other devices than its underlay's and overlay's, and says whether it says anything. A
 // device that is not there has no entry: its hook's row says so.
-func (d *Driver) putDevices(s *plan.Settings) (any bool, err error) {
+func (d *Driver) putDevices(s *plan.Settings) (guarded bool, err error) {
 	wanted := map[uint32]bool{}
 	for g := range plan.All[*plan.Guard](d.want, plan.KindGuard) {
 		if !g.Node || g.Dev == s.Overlay {
