@@ -17,6 +17,9 @@
 /* Underlay addresses of other nodes. */
 #define WEFT_PEERS_MAX 16384
 
+/* Devices of the host on which the node itself is guarded, but for the underlay's and the overlay's. */
+#define WEFT_DEVICES_MAX 256
+
 /* Flows that the stack may have translated; allocated in advance, 104 bytes each, least recently used goes first. */
 #define WEFT_TRACK_MAX 32768
 

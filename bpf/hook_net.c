@@ -35,6 +35,7 @@ SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
 	const struct weft_settings *s = get_settings();
+	const struct weft_guard *own;
 	const struct weft_local *local;
 	struct weft_packet p;
 	__be16 outer;
@@ -62,8 +63,9 @@ int from_net(struct __sk_buff *skb)
 	}
 	local = get_local(&p.dst);
 	if (!local) {
-		if (unlikely(node_guarded(s)))
-			police_node_in(skb, s, head(&p));
+		own = node_guard(skb, s);
+		if (unlikely(node_guarded(own)))
+			police_node_in(skb, s, own, head(&p));
 		return TCX_NEXT;
 	}
 	if (p.ttl <= 1)
@@ -96,7 +98,7 @@ int to_net(struct __sk_buff *skb)
 	if (!s || !from_stack(skb, s) || !ip_parse(skb, skb->protocol, ETH_LEN, &p))
 		return TCX_NEXT;
 	from = get_local(&p.src);
-	if (s->policed && !police_forwarded(skb, s, head(&p), from, &code))
+	if (s->policed && !police_forwarded(skb, s, node_guard(skb, s), head(&p), from, &code))
 		return code;
 	if (s->tracked && from)
 		track_note(skb, &p);

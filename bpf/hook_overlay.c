@@ -26,7 +26,7 @@ int from_overlay(struct __sk_buff *skb)
 		return verdict(WEFT_DROP_NOT_IP, TCX_DROP);
 	local = get_local(&p.dst);
 	if (!local) {
-		if (unlikely(node_guarded(s)) && !police_node_in(skb, s, head(&p)))
+		if (unlikely(node_guarded(&s->over)) && !police_node_in(skb, s, &s->over, head(&p)))
 			return TCX_NEXT;
 		return verdict(WEFT_STACK, TCX_NEXT);
 	}
@@ -63,7 +63,7 @@ int to_overlay(struct __sk_buff *skb)
 		return verdict(WEFT_DROP_NO_REMOTE, TCX_DROP);
 	if (from_stack(skb, s)) {
 		from = get_local(&p.src);
-		if (s->policed && !police_forwarded(skb, s, head(&p), from, &code))
+		if (s->policed && !police_forwarded(skb, s, &s->over, head(&p), from, &code))
 			return code;
 		if (s->tracked && from)
 			track_note(skb, &p);

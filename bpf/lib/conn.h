@@ -24,6 +24,7 @@ struct weft_conn {
 #define CONN_CLOSING   0x02 /* FIN or RST was seen */
 #define CONN_HOST      0x04 /* the node itself opened it */
 #define CONN_UNDECIDED 0x08 /* to a service address: every packet is decided where it has been translated */
+#define CONN_THROUGH   0x10 /* of others, under the node's own address: its replies are not for the node itself */
 #define NOTE_REVERSE   0x80 /* of conn_note(): the destination opened it */
 
 struct {
@@ -75,6 +76,9 @@ struct weft_end {
 	struct weft_guard guard;
 };
 
+/* The node's own end of a flow. No pod has the index of the loopback device. */
+#define NODE_IFINDEX 1
+
 /* Who decided, and with which version of his rules. */
 struct weft_ruling {
 	__u32 rule[2];       /* by enum weft_direction; 0: none */
@@ -99,7 +103,7 @@ struct weft_ask {
 	__u8 place;               /* enum weft_place */
 	__u8 host;                /* 1: the node itself sent it */
 	__u8 second;              /* the source's place in the pair */
-	__u8 pad;
+	__u8 through;             /* 1: the node forwards it under its own address */
 };
 
 static __always_inline bool guarded(const struct weft_local *l)
@@ -360,7 +364,8 @@ __global int decide(const struct weft_header *p, struct weft_ask *a, struct weft
 	count_rule(a->ruling.rule[WEFT_INGRESS]);
 	if (!(a->l4.flags & L4_SILENT) || known)
 		conn_note(p, a, &a->ruling, old,
-			  (how & ASK_REVERSE ? NOTE_REVERSE : 0) | (how & ASK_HOST ? CONN_HOST : 0));
+			  (how & ASK_REVERSE ? NOTE_REVERSE : 0) | (how & ASK_HOST ? CONN_HOST : 0) |
+				  (a->through ? CONN_THROUGH : 0));
 	return WEFT_ALLOW;
 }
 
@@ -414,8 +419,14 @@ __global int police_flow(const struct weft_header *p, struct weft_ask *a)
 
 		if (unlikely(a->l4.flags & L4_OPENS) && !opened)
 			return decide(p, a, conn, false);
-		if (unlikely(conn->flags & CONN_UNDECIDED)) {
+		if (unlikely(conn->flags & (CONN_UNDECIDED | CONN_THROUGH))) {
+			bool through = conn->flags & CONN_THROUGH;
+
+			if (through && a->place != AT_NODE && !a->through) /* the node's own, later */
+				return decide(p, a, conn, false);
 			conn_seen(s, conn, &a->l4, now);
+			if (through)
+				return a->through ? WEFT_ALLOW : WEFT_LATER;
 			if (a->place == AT_FROM_POD)
 				return WEFT_LATER;
 			if (a->place == AT_TO_POD && !opened)
@@ -449,7 +460,8 @@ static __always_inline int police(struct __sk_buff *skb, const struct weft_setti
 		if (a->l4.flags & L4_EXEMPT || quotes_flow(skb, s, p))
 			return WEFT_ALLOW;
 	}
-	if (unlikely(a->host && a->l4.flags & L4_SILENT)) /* of the node's own stack, about what it did not deliver */
+	/* Of the node's own stack, about what it did not deliver, or what it got. */
+	if (unlikely((a->host || a->end[0].ifindex == NODE_IFINDEX) && a->l4.flags & L4_SILENT))
 		return WEFT_ALLOW;
 	return police_flow(p, a);
 }

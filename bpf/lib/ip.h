@@ -380,6 +380,21 @@ static __always_inline void ip_next_hop(struct bpf_redir_neigh *nh, const struct
 	__builtin_memcpy(nh->nh, via, sizeof(*via));
 }
 
+/* ip_fib_ends fills in family and addresses of a question to the host's routes. */
+static __always_inline void ip_fib_ends(struct bpf_fib_lookup *fib, const struct weft_addr *src,
+					const struct weft_addr *dst)
+{
+	if (addr_is_mapped(dst)) {
+		fib->family = AF_INET;
+		fib->src[0] = src->w[3];
+		fib->dst[0] = dst->w[3];
+		return;
+	}
+	fib->family = AF_INET6;
+	__builtin_memcpy(fib->src, src, sizeof(*src));
+	__builtin_memcpy(fib->dst, dst, sizeof(*dst));
+}
+
 /* ip_tunnel_ends fills both ends of a tunnel key and returns the flag of the family. */
 static __always_inline __u64 ip_tunnel_ends(struct bpf_tunnel_key *key, const struct weft_addr *local,
 					    const struct weft_addr *remote)

@@ -185,6 +185,23 @@ struct bpf_redir_neigh {
 	__be32 nh[4];
 };
 
+/* bpf_fib_lookup(): where the host would send a packet that arrives on a device. */
+struct bpf_fib_lookup {
+	__u8 family;
+	__u8 l4_protocol;
+	__be16 sport;
+	__be16 dport;
+	__u16 tot_len;
+	__u32 ifindex;
+	__be32 flowinfo;
+	__be32 src[4]; /* an IPv4 address is in the first word */
+	__be32 dst[4];
+	__u8 rest[16];
+};
+_Static_assert(sizeof(struct bpf_fib_lookup) == 64, "struct bpf_fib_lookup");
+#define BPF_FIB_LKUP_RET_NOT_FWDED    4
+#define BPF_FIB_LKUP_RET_FWD_DISABLED 5
+
 /* Helpers by their number (enum bpf_func_id). */
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
@@ -202,6 +219,7 @@ static __u32 (*bpf_get_hash_recalc)(struct __sk_buff *skb) = (void *)34;
 static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*bpf_csum_update)(struct __sk_buff *skb, __u32 csum) = (void *)40;
 static long (*bpf_skb_adjust_room)(struct __sk_buff *skb, int len_diff, __u32 mode, __u64 flags) = (void *)50;
+static long (*bpf_fib_lookup)(void *ctx, struct bpf_fib_lookup *params, int plen, __u32 flags) = (void *)69;
 static __u64 (*bpf_jiffies64)(void) = (void *)118;
 static void *(*bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;

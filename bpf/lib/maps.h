@@ -37,12 +37,13 @@ struct weft_settings {
 	struct weft_mac sender;  /* inner source in the tunnel; a VXLAN device drops its own MAC as a loop, and all have
 				    the same */
 	__u32 ready;             /* 1: written */
-	struct weft_guard host;  /* of the node itself */
+	struct weft_guard host;  /* of the node itself, by the underlay's device */
 	__u32 second;            /* of ticks() */
 	__be16 probe;            /* UDP port on which the nodes measure paths */
 	__u16 policed;           /* 1: a pod of this node, or the node, has a set of rules */
 	__u16 keep;              /* 1: what was once allowed stays so */
-	__u16 pad;
+	__u16 others;            /* 1: the node has guards on other devices as well */
+	struct weft_guard over;  /* of the node itself, by the overlay's device */
 };
 
 struct {
@@ -51,6 +52,15 @@ struct {
 	__type(key, __u32);
 	__type(value, struct weft_settings);
 } settings SEC(".maps");
+
+/* What policy says of the node itself by other devices than the underlay's and the overlay's; by interface index. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, WEFT_DEVICES_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct weft_guard);
+} devices SEC(".maps");
 
 /* A pod of this node, under each of its addresses. It may send from them, on that interface and with that MAC only. */
 struct weft_local {

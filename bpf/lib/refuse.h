@@ -67,18 +67,47 @@ static __always_inline int police_received(struct __sk_buff *skb, const struct w
 	return police(skb, s, p, a);
 }
 
-/* The node's own end of a flow. No pod has the index of the loopback device. */
-#define NODE_IFINDEX 1
-
-static __always_inline bool is_own(const struct weft_settings *s, const struct weft_addr *addr)
+/* routed_here says whether the host's routes keep here what goes to an address. */
+static __noinline int routed_here(struct __sk_buff *skb, const struct weft_addr *addr, const struct weft_addr *other)
 {
-	return addr_equal(addr, &s->own[addr_index(addr)]);
+	struct bpf_fib_lookup fib = {.ifindex = skb->ifindex};
+	long answer;
+
+	ip_fib_ends(&fib, other, addr);
+	answer = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	return answer == BPF_FIB_LKUP_RET_NOT_FWDED || answer == BPF_FIB_LKUP_RET_FWD_DISABLED;
 }
 
-/* node_guarded says whether policy has a say in the node's own traffic. */
-static __always_inline bool node_guarded(const struct weft_settings *s)
+/* is_own says whether the node has an address: it may have others than those of its underlay. other is the packet's
+ * other end. */
+static __always_inline bool is_own(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_addr *addr,
+				   const struct weft_addr *other)
 {
-	return s->host.ingress | s->host.egress;
+	return addr_equal(addr, &s->own[addr_index(addr)]) || routed_here(skb, addr, other);
+}
+
+/* to_group says whether a packet is sent to many on the link. */
+static __always_inline bool to_group(struct __sk_buff *skb)
+{
+	__u8 first;
+
+	return !bpf_skb_load_bytes(skb, 0, &first, sizeof(first)) && first & 1;
+}
+
+/* node_guard is what policy says of the node by the device of from_net and to_net. NULL: nothing. */
+static __always_inline const struct weft_guard *node_guard(const struct __sk_buff *skb, const struct weft_settings *s)
+{
+	__u32 dev = skb->ifindex;
+
+	if (likely(!s->others || dev == s->underlay))
+		return &s->host;
+	return bpf_map_lookup_elem(&devices, &dev);
+}
+
+/* node_guarded says whether policy has a say in the node's own traffic by a device. */
+static __always_inline bool node_guarded(const struct weft_guard *own)
+{
+	return own && (own->ingress | own->egress);
 }
 
 /* is_infrastructure recognises what nodes have among themselves: tunnels, and measurements of paths. */
@@ -93,47 +122,56 @@ static __always_inline bool is_infrastructure(struct __sk_buff *skb, const struc
 }
 
 /*
- * police_node_in asks about what arrives for an address of the node's own. Whether it is for the node itself only the
+ * police_node_in asks about what arrives for an address of the node. Whether it is for the node itself only the
  * stack can tell, after it has translated it: what is denied is marked and counted, and the stack's table stops it on
  * its way in.
  */
 static __always_inline bool police_node_in(struct __sk_buff *skb, const struct weft_settings *s,
-					   const struct weft_header *p)
+					   const struct weft_guard *own, const struct weft_header *p)
 {
 	struct weft_ask a = {.place = AT_NODE};
 	int answer;
 
-	if (!is_own(s, &p->dst) || is_infrastructure(skb, s, p))
+	if (!is_own(skb, s, &p->dst, &p->src) || is_infrastructure(skb, s, p))
 		return true;
 	a.end[1].ifindex = NODE_IFINDEX;
-	a.end[1].guard = s->host;
+	a.end[1].guard = *own;
 	answer = police(skb, s, p, &a);
 	if (likely(answer == WEFT_ALLOW))
 		return true;
+	if (answer == WEFT_LATER) { /* of others: should nobody translate it, it is not for the node */
+		skb->mark = (skb->mark & ~WEFT_MARK_MASK) | WEFT_MARK_NODE;
+		return true;
+	}
 	refuse(skb, p, &a, answer);
 	return false;
 }
 
-/* set_node makes the node itself the sender. What it forwards under its own address (masqueraded) was decided about as
- * a pod's. */
-static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_header *p,
-				     struct weft_end *end)
+/* set_node makes the node itself the sender, of whatever address. What it forwards under its own address (masqueraded)
+ * was decided about as a pod's. */
+static __always_inline bool set_node(struct __sk_buff *skb, const struct weft_settings *s, const struct weft_guard *own,
+				     const struct weft_header *p, struct weft_ask *a)
 {
-	if (!is_own(s, &p->src) || is_infrastructure(skb, s, p))
+	if (skb->ingress_ifindex ? !is_own(skb, s, &p->src, &p->dst)
+				 : addr_is_local_business(&p->src) && to_group(skb)) /* MLD, DAD and the like */
 		return false;
-	end->ifindex = NODE_IFINDEX;
-	end->guard = s->host;
+	if (is_infrastructure(skb, s, p))
+		return false;
+	a->end[0].ifindex = NODE_IFINDEX;
 	if (skb->ingress_ifindex)
-		end->guard.egress = 0; /* and is only noted, so that its replies are known */
+		a->through = 1; /* only noted, so that its replies are known */
+	else
+		a->end[0].guard = *own;
 	return true;
 }
 
 /*
  * police_forwarded asks about what the stack sends to other nodes, if it is a pod's, which may have been translated
- * since from_pod, or the node's own. True: it goes on.
+ * since from_pod, or the node's own, about which own has the say. True: it goes on.
  */
 static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct weft_settings *s,
-					     const struct weft_header *p, const struct weft_local *from, int *code)
+					     const struct weft_guard *own, const struct weft_header *p,
+					     const struct weft_local *from, int *code)
 {
 	struct weft_ask a = {.place = AT_TO_NET};
 	int answer;
@@ -146,7 +184,7 @@ static __always_inline bool police_forwarded(struct __sk_buff *skb, const struct
 			*code = refuse_marked(skb, p, AT_TO_NET);
 			return false;
 		}
-		if (likely(!node_guarded(s)) || !set_node(skb, s, p, &a.end[0]))
+		if (likely(!node_guarded(own)) || !set_node(skb, s, own, p, &a))
 			return true;
 	} else {
 		if (unlikely(is_marked(skb, WEFT_MARK_UNDECIDED))) /* decided now, before it is tunnelled */

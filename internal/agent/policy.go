@@ -66,7 +66,7 @@ func parseEnd(s model.Snapshot, text string) (end, error) {
 		if model.Get[*model.Node](s, model.NodeKey(name)) == nil {
 			return end{}, fmt.Errorf("no node %q", name)
 		}
-		return end{policy.End{Node: name}, "node " + name}, nil
+		return nodeEnd(s, name), nil
 	}
 	if addr, err := netip.ParseAddr(text); err == nil {
 		return addressEnd(s, addr.Unmap()), nil
@@ -103,10 +103,23 @@ func addressEnd(s model.Snapshot, a netip.Addr) end {
 	}
 	for n := range model.All[*model.Node](s, model.KindNode) {
 		if slices.Contains(n.Addrs, a) {
-			return end{policy.End{Node: n.Name}, fmt.Sprintf("%s, node %s", a, n.Name)}
+			e := nodeEnd(s, n.Name)
+			e.text = a.String() + ", " + e.text
+			return e
 		}
 	}
 	return end{policy.End{Addr: a}, a.String() + ", outside of the cluster"}
+}
+
+// nodeEnd is a node, as its underlay's device has it.
+func nodeEnd(s model.Snapshot, name string) end {
+	e := end{policy.End{Node: name}, "node " + name}
+	if n := model.Get[*model.Node](s, model.NodeKey(name)); n != nil {
+		if h := model.HostEndpointsOf(s, name).OnUnderlay(s, n); h != nil {
+			e.text += " (host endpoint " + h.Ref.Name + ")"
+		}
+	}
+	return e
 }
 
 // labelEnd makes up a pod: "namespace:key=value,key=value", without a namespace in default.

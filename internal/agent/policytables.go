@@ -48,8 +48,8 @@ func (a *Agent) policyOrder(context.Context, struct{}) (api.Table, error) {
 }
 
 func order(x float64) string {
-	if math.IsInf(x, 1) {
-		return "last"
+	if math.IsInf(x, 0) {
+		return map[bool]string{true: "first", false: "last"}[x < 0]
 	}
 	return strconv.FormatFloat(x, 'g', 6, 64)
 }

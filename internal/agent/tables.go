@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -160,6 +161,8 @@ func intentColumns(k model.Kind) []string {
 		return []string{"NAMESPACE", "NAME", "TYPE", "ADDRESSES"}
 	case model.KindBackends:
 		return []string{"NAMESPACE", "NAME", "SERVICE", "BACKENDS"}
+	case model.KindHostEndpoint:
+		return []string{"NAME", "NODE", "INTERFACE", "ADDRESSES", "PROFILES", "LABELS"}
 	case model.KindPolicy:
 		return []string{"POLICY", "TIER", "ORDER", "SUBJECT", "INGRESS", "EGRESS", "STAGED", "UNSUPPORTED"}
 	default:
@@ -195,6 +198,10 @@ func intentCells(o model.Object) []string {
 		return []string{o.Namespace, o.Name, o.Type, join(o.Addrs)}
 	case *model.Backends:
 		return []string{o.Namespace, o.Name, o.Service, strconv.Itoa(len(o.Backends))}
+	case *model.HostEndpoint:
+		own := maps.Clone(o.Labels)
+		maps.DeleteFunc(own, func(k, _ string) bool { return strings.HasPrefix(k, "@") }) // those that say what is in other columns
+		return []string{o.Ref.Name, o.Node, o.Interface, join(o.Addrs), strings.Join(o.Profiles, ","), fmt.Sprint(map[string]string(own))}
 	case *model.Policy:
 		subject := ""
 		if o.Subject != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"weft/internal/netset"
@@ -167,6 +168,35 @@ func (d *Device) Key() Key { return Key{KindDevice, d.Name} }
 
 // Validate implements Object.
 func (d *Device) Validate() error { return nil }
+
+// Hosts are the device's addresses.
+func (d *Device) Hosts() []netip.Addr {
+	out := make([]netip.Addr, len(d.Addrs))
+	for i, p := range d.Addrs {
+		out[i] = p.Addr()
+	}
+	return out
+}
+
+// Reached reports whether others may reach the host by the device: it is up and has an address that means something beyond its link.
+func (d *Device) Reached() bool {
+	return d.Up && d.Name != "lo" && d.Kind != "dummy" && slices.ContainsFunc(d.Hosts(), netip.Addr.IsGlobalUnicast)
+}
+
+// UnderlayOf returns the device of this host that a node's packets to others pass: the configured one, else the one that has an
+// address of the node; nil if neither is known.
+func UnderlayOf(s Snapshot, n *Node) *Device {
+	name := ""
+	if cfg := Get[*Config](s, ConfigKey()); cfg != nil && cfg.NodeName == n.Name {
+		name = cfg.Backend.Device
+	}
+	for d := range All[*Device](s, KindDevice) {
+		if d.Name == name || name == "" && slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return slices.Contains(n.Addrs, p.Addr()) }) {
+			return d
+		}
+	}
+	return nil
+}
 
 // PathMTU is the largest IP packet that was measured to reach a peer's underlay address.
 type PathMTU struct {

@@ -326,28 +326,6 @@ func AddressSetKey(r Ref) Key { return Key{KindAddressSet, r.path()} }
 // Validate implements Object.
 func (a *AddressSet) Validate() error { return nil }
 
-// HostEndpoint is an interface of a node that policies select (Calico).
-type HostEndpoint struct {
-	Ref       Ref
-	Node      string
-	Interface string // "*": all
-	Addrs     []netip.Addr
-	Labels    selector.Map
-	Ports     []Port
-	Profiles  []string // with none, what no policy decides is denied
-}
-
-// Key implements Object.
-func (h *HostEndpoint) Key() Key { return Key{KindHostEndpoint, h.Ref.path()} }
-
-// Validate implements Object.
-func (h *HostEndpoint) Validate() error {
-	if h.Node == "" {
-		return fmt.Errorf("%s: spec.node is missing", h.Ref)
-	}
-	return nil
-}
-
 // ServiceAccount has the labels that Calico's selectors see.
 type ServiceAccount struct {
 	Namespace, Name string

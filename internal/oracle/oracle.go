@@ -24,6 +24,7 @@ type Packet struct {
 	Proto            int    // IANA number
 	SrcPort, DstPort uint16 // DstPort of ICMP: type<<8 | code
 	FromHost         bool   // the node's own processes sent it
+	Dev              string // by which the node gets or sends it; "": the underlay's
 }
 
 // Decision is what one side says.
@@ -39,13 +40,14 @@ type end struct {
 	addr    netip.Addr
 	all     []netip.Addr // of its pod or node
 	labels  []selector.Labels
-	member  bool // of the cluster: a pod or a node
-	policed bool // it can be the subject of policies on this node
+	member  bool                // of the cluster: a pod or a node
+	policed bool                // it can be the subject of policies on this node
+	host    *model.HostEndpoint // of this node's device; nil: it has none, or this is no node
 }
 
 // Decide returns what the sender's egress and the receiver's ingress say on the node; a side that is not on the node allows.
 func Decide(s model.Snapshot, node string, p Packet) (egress, ingress Decision) {
-	w := world{s, node}
+	w := world{s, node, p.Dev}
 	src, dst := w.end(p.Src), w.end(p.Dst)
 	return w.side(src, dst, p, false), w.side(dst, src, p, true)
 }
@@ -53,6 +55,7 @@ func Decide(s model.Snapshot, node string, p Packet) (egress, ingress Decision) 
 type world struct {
 	s    model.Snapshot
 	node string
+	dev  string
 }
 
 func (w world) end(a netip.Addr) end {
@@ -69,6 +72,9 @@ func (w world) end(a netip.Addr) end {
 			e.labels = append(e.labels, model.NodeLabels{Node: n, Kind: kind})
 			e.all = n.Addrs
 			e.member, e.policed = true, n.Name == w.node
+			if e.policed {
+				e.host, e.policed = w.hostEndpoint(n)
+			}
 		}
 	}
 	if !e.member {
@@ -77,6 +83,11 @@ func (w world) end(a netip.Addr) end {
 	for set := range model.All[*model.AddressSet](w.s, model.KindAddressSet) {
 		if within(set.Nets, a) {
 			e.labels = append(e.labels, model.SetLabelsOf(w.s, set))
+		}
+	}
+	for h := range model.All[*model.HostEndpoint](w.s, model.KindHostEndpoint) {
+		if slices.Contains(h.Addrs, a) {
+			e.labels = append(e.labels, h.Labels)
 		}
 	}
 	for b := range model.All[*model.Backends](w.s, model.KindBackends) {
@@ -100,6 +111,23 @@ func (w world) own(e end, addrs []netip.Addr) end {
 	return e
 }
 
+// hostEndpoint is that of the device by which the packet goes. On another device than those between nodes, only a host
+// endpoint makes a node the subject of policies.
+func (w world) hostEndpoint(n *model.Node) (h *model.HostEndpoint, policed bool) {
+	hs := model.HostEndpointsOf(w.s, w.node)
+	if w.dev == "" {
+		return hs.OnUnderlay(w.s, n), true
+	}
+	if w.dev == plan.OverlayName {
+		return hs.On(w.dev, nil), true
+	}
+	d := model.Get[*model.Device](w.s, model.Key{Kind: model.KindDevice, Name: w.dev})
+	if h = hs.On(d.Name, d.Hosts()); h == nil || !d.Reached() {
+		return nil, false
+	}
+	return h, true
+}
+
 func within(nets []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
@@ -108,11 +136,12 @@ func (e end) is(x *selector.Expr) bool {
 	return slices.ContainsFunc(e.labels, x.Match)
 }
 
-// ranked is a policy with its place on the axis.
+// ranked is a policy with its place on the axis, and the subject as it sees it.
 type ranked struct {
 	*model.Policy
-	tier model.Tier
-	sec  *model.Section
+	tier    model.Tier
+	sec     *model.Section
+	subject end
 }
 
 // side decides one direction of one subject.
@@ -121,10 +150,23 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 		return Decision{Verdict: model.VerdictAllow}
 	}
 	var all []ranked
-	for pol := range model.All[*model.Policy](w.s, model.KindPolicy) {
+	add := func(pol *model.Policy, as end) {
 		sec := map[bool]*model.Section{true: pol.Ingress, false: pol.Egress}[ingress]
 		if sec != nil && !pol.Staged && pol.Hook == model.HookWorkload {
-			all = append(all, ranked{pol, model.FindTier(w.s, pol.Tier), sec})
+			all = append(all, ranked{pol, model.FindTier(w.s, pol.Tier), sec, as})
+		}
+	}
+	for pol := range model.All[*model.Policy](w.s, model.KindPolicy) {
+		add(pol, subject)
+	}
+	if h := subject.host; h != nil { // the node under its host endpoint's labels, with the policies that that has by itself
+		as := subject
+		as.labels = []selector.Labels{h.Labels}
+		for pol := range model.All[*model.Policy](w.s, model.KindPolicy) {
+			add(pol, as)
+		}
+		for _, pol := range h.Policies() {
+			add(pol, as)
 		}
 	}
 	slices.SortStableFunc(all, func(a, b ranked) int {
@@ -142,7 +184,7 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 		if tier[0].tier.Order < skip {
 			continue
 		}
-		d, to := w.askTier(tier, subject, other, p, ingress)
+		d, to := w.askTier(tier, other, p, ingress)
 		if d.Verdict != model.VerdictPass && d.Verdict != model.VerdictNone {
 			return d
 		}
@@ -151,7 +193,7 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 		}
 		if d.Verdict == model.VerdictNone && !tier[0].tier.Pass && w.exempt(p, ingress) == nil {
 			if i := slices.IndexFunc(tier, func(r ranked) bool {
-				return r.sec.Isolates && w.selects(subject, r.Subject, r.Groups)
+				return r.sec.Isolates && w.selects(r.subject, r.Subject, r.Groups)
 			}); i >= 0 {
 				return Decision{Verdict: model.VerdictDeny, Policy: tier[i].Ref}
 			}
@@ -170,7 +212,7 @@ func (w world) exempt(p Packet, ingress bool) func(*model.Rule) bool {
 }
 
 // askTier returns the first verdict of a tier, and where to go on if it is pass.
-func (w world) askTier(tier []ranked, subject, other end, p Packet, ingress bool) (Decision, float64) {
+func (w world) askTier(tier []ranked, other end, p Packet, ingress bool) (Decision, float64) {
 	for len(tier) > 0 {
 		n := 1
 		for n < len(tier) && tier[0].Set && tier[n].Set && tier[n].Order == tier[0].Order && tier[n].Tie == tier[0].Tie {
@@ -180,7 +222,7 @@ func (w world) askTier(tier []ranked, subject, other end, p Packet, ingress bool
 		for _, pol := range tier[:n] {
 			for i := range pol.sec.Rules {
 				r := &pol.sec.Rules[i]
-				if !w.applies(pol.Policy, r, subject) || !w.matches(r, subject, other, p, ingress) {
+				if !w.applies(pol.Policy, r, pol.subject) || !w.matches(r, pol.subject, other, p, ingress) {
 					continue
 				}
 				if best.Verdict == model.VerdictNone || strength(r.Verdict) > strength(best.Verdict) {

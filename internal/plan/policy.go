@@ -227,15 +227,24 @@ type RuleList struct {
 // Guard puts an endpoint under policy: a pod of this node, or the node itself.
 type Guard struct {
 	By
-	Dev      string // host side of the pod's link; "" for the node itself
+	Dev      string // host side of the pod's link; "" for the node itself, on the underlay's device and the overlay's
+	Node     bool   // of the node itself on Dev: the overlay's device, or another of the host
 	Identity ID
 	Ingress  ID // of the PolicySet; 0: everything is allowed
 	Egress   ID
 }
 
 // Key implements Row.
-func (g *Guard) Key() Key { return Key{KindGuard, cmp.Or(g.Dev, "host")} }
+func (g *Guard) Key() Key {
+	if g.Node {
+		return NodeGuardKey(g.Dev)
+	}
+	return Key{KindGuard, cmp.Or(g.Dev, "host")}
+}
+
+// NodeGuardKey is the key of the guard of the node itself on a device. No device has a slash in its name.
+func NodeGuardKey(dev string) Key { return Key{KindGuard, "host/" + dev} }
 
 func (g *Guard) String() string {
-	return text(cmp.Or(g.Dev, "host"), "id", g.By.Name, "identity", g.Identity.String(), "ingress", g.Ingress.String(), "egress", g.Egress.String())
+	return text(g.Key().Name, "id", g.By.Name, "identity", g.Identity.String(), "ingress", g.Ingress.String(), "egress", g.Egress.String())
 }

@@ -65,6 +65,9 @@ func (s *Sysctl) Key() Key { return Key{KindSysctl, s.Path} }
 
 func (s *Sysctl) String() string { return s.Path + " = " + s.Value }
 
+// OverlayName is the name of the node's VXLAN device.
+const OverlayName = "weft-vxlan"
+
 // Overlay is the node's VXLAN device in collect-metadata ("external") mode. Packets rarely pass it:
 // the BPF programs put the header on and take it off; it is there for its UDP socket's GRO,
 // for what BPF cannot decapsulate, and as the device of routes from the host to remote pods.
@@ -254,6 +257,7 @@ type Role string
 const (
 	RoleUnderlay Role = "underlay" // from_net at ingress, to_net at egress
 	RoleOverlay  Role = "overlay"  // from_overlay at ingress, to_overlay at egress
+	RoleHost     Role = "host"     // as RoleUnderlay, on another device of the host, where policy guards the node itself
 )
 
 // Hook attaches the programs of a role to a device that is not a pod's.

@@ -25,6 +25,7 @@ const (
 	Node               = "@node"           // name of the node that the endpoint is on
 	Port               = "@port:"          // + "tcp/http": number of the named port of that protocol
 	Service            = "@service:"       // + "namespace/name": "" if the address is a backend of the service
+	Profile            = "@profile:"       // + name: its place among the profiles of a host endpoint
 )
 
 // The values of Kind. Every address is of exactly one.

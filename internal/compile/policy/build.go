@@ -15,16 +15,17 @@ import (
 
 // builder makes the rules of a set for one endpoint and direction.
 type builder struct {
-	e     *Engine
-	l     *local
-	d     plan.Direction
-	tiers []model.Tier
-	peers []*peerSet // acquired on the way
+	e      *Engine
+	l      *local
+	d      plan.Direction
+	tiers  []model.Tier
+	peers  []*peerSet      // acquired on the way
+	labels selector.Labels // of the endpoint, as the policy sees it whose rule is made
 }
 
 // build returns the rules that policies, in the order in which they are asked, make for the endpoint.
-func (b *builder) build(mine []*policy) []plan.PolicyRule {
-	mine = slices.DeleteFunc(slices.Clone(mine), func(p *policy) bool { return p.section(b.d) == nil })
+func (b *builder) build(mine []asked) []plan.PolicyRule {
+	mine = slices.DeleteFunc(slices.Clone(mine), func(p asked) bool { return p.section(b.d) == nil })
 	for _, p := range mine {
 		if !slices.Contains(b.tiers, p.tier) {
 			b.tiers = append(b.tiers, p.tier)
@@ -43,11 +44,11 @@ func (b *builder) build(mine []*policy) []plan.PolicyRule {
 }
 
 // tier returns the rules of one tier's policies, and what is said at its end.
-func (b *builder) tier(ps []*policy, level int) []plan.PolicyRule {
+func (b *builder) tier(ps []asked, level int) []plan.PolicyRule {
 	var out []plan.PolicyRule
 	var isolating, staged []string
 	for _, p := range ps {
-		if p.section(b.d).Isolates && !p.tier.Pass && b.l.isSubject(b.e, p.subject) {
+		if p.section(b.d).Isolates && !p.tier.Pass && isSubject(p.labels, p.subject) {
 			if p.Staged {
 				staged = append(staged, p.Ref.String())
 			} else {
@@ -77,7 +78,7 @@ func (b *builder) tier(ps []*policy, level int) []plan.PolicyRule {
 }
 
 // group returns the rules of policies among which order means nothing, or of a single ordered one.
-func (b *builder) group(ps []*policy, level int) []plan.PolicyRule {
+func (b *builder) group(ps []asked, level int) []plan.PolicyRule {
 	var out []plan.PolicyRule
 	for _, p := range ps {
 		for _, r := range p.rules[b.d] {
@@ -114,13 +115,13 @@ func place(r plan.PolicyRule) int {
 }
 
 // rule returns what a rule is for this endpoint: none, one, or several with one ID where its ports are of several kinds.
-func (b *builder) rule(p *policy, r *rule, level int) []plan.PolicyRule {
+func (b *builder) rule(p asked, r *rule, level int) []plan.PolicyRule {
 	subject := p.subject
 	if r.subject != nil {
 		subject = r.subject
 	}
 	allows := r.Verdict == model.VerdictAllow || r.Verdict == model.VerdictPass
-	if !b.l.isSubject(b.e, subject) || r.Unsupported != "" && allows {
+	if !isSubject(p.labels, subject) || r.Unsupported != "" && allows {
 		return nil
 	}
 	base := plan.PolicyRule{
@@ -132,6 +133,7 @@ func (b *builder) rule(p *policy, r *rule, level int) []plan.PolicyRule {
 	if r.Verdict == model.VerdictPass {
 		base.PassTo = b.passTo(level, r.PassTo)
 	}
+	b.labels = p.labels
 	family, ok := b.local(r)
 	if !ok || family != 0 && base.Family != 0 && family != base.Family {
 		return nil
@@ -167,7 +169,7 @@ func (b *builder) local(r *rule) (netset.Family, bool) {
 	if len(r.local) == 0 {
 		return 0, true
 	}
-	labels := []selector.Labels{b.l.labels(b.e)}
+	labels := []selector.Labels{b.labels}
 	var fits []netset.Family
 	for _, a := range b.l.addrs {
 		c := &class{member: true, prefix: netset.Host(a)}
@@ -194,10 +196,9 @@ func (b *builder) peerID(r *rule, port namedPort) (plan.ID, bool) {
 		}
 		peers = []*peer{{}}
 	}
-	labels := b.l.labels(b.e)
 	var seen []*peer
 	for _, p := range peers {
-		if p = p.seenBy(labels); p == nil {
+		if p = p.seenBy(b.labels); p == nil {
 			continue
 		}
 		x := *p
@@ -361,7 +362,7 @@ func (b *builder) servicePorts(l model.L4, v model.Verdict) []plan.L4 {
 
 // ownPort returns the number of a named port of the endpoint itself.
 func (b *builder) ownPort(proto int, name string) []model.PortRange {
-	v, ok := b.l.labels(b.e).Get(selector.Port + plan.ProtoName(proto) + "/" + name)
+	v, ok := b.labels.Get(selector.Port + plan.ProtoName(proto) + "/" + name)
 	n, err := strconv.ParseUint(v, 10, 16)
 	if !ok || err != nil {
 		return nil

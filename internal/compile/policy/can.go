@@ -213,7 +213,7 @@ func (o overlay) keys() []model.Key {
 // Kinds are the kinds of intent that policy is compiled from.
 func Kinds() []model.Kind {
 	return []model.Kind{
-		model.KindTier, model.KindGroup, model.KindAddressSet, model.KindBackends, model.KindService, model.KindPolicy, model.KindNamespace,
+		model.KindConfig, model.KindDevice, model.KindTier, model.KindGroup, model.KindAddressSet, model.KindHostEndpoint, model.KindBackends, model.KindService, model.KindPolicy, model.KindNamespace,
 		model.KindServiceAccount, model.KindNode, model.KindPod, model.KindEndpoint,
 	}
 }

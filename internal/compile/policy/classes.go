@@ -31,8 +31,10 @@ type local struct {
 	endpoint        *model.Endpoint // nil of the node itself
 	holder          *holder         // nil while the pod is not known
 	addrs           []netip.Addr
-	ingress, egress *set // nil: none, everything is allowed
-	policies        bool // some policy may select it: without labels it must stay closed
+	ingress, egress *set                // nil: none, everything is allowed
+	host            *model.HostEndpoint // of the node itself: what policies see of it, too; nil: it has none
+	own             []*policy           // of host
+	policies        bool                // some policy may select it: without labels it must stay closed
 }
 
 // class is an identity: addresses that no policy can tell apart.
@@ -79,7 +81,7 @@ func (e *Engine) takePod(k model.Key) {
 	}
 	if pod == nil {
 		if h != nil {
-			e.ports.count(e, h.pod, -1)
+			e.ports.count(e, h.pod.Ports, -1)
 			e.drop(h)
 			delete(e.pods, k)
 			delete(e.byNS[namespaceOf(k)], h)
@@ -103,8 +105,10 @@ func (e *Engine) takePod(k model.Key) {
 			e.todo.locals[l] = true
 		}
 	}
-	e.ports.count(e, pod, 1)
-	e.ports.count(e, h.pod, -1)
+	e.ports.count(e, pod.Ports, 1)
+	if h.pod != nil {
+		e.ports.count(e, h.pod.Ports, -1)
+	}
 	h.pod = pod
 	e.refresh(h)
 }
@@ -116,6 +120,7 @@ func namespaceOf(k model.Key) string {
 
 func (e *Engine) takeNode(k model.Key) {
 	h, n := e.nodes[k], model.Get[*model.Node](e.snap, k)
+	e.todo.hosts = e.todo.hosts || k.Name == e.node
 	if n == nil {
 		if h != nil {
 			e.drop(h)
@@ -221,11 +226,19 @@ func (e *Engine) unplace(l *local) {
 	}
 }
 
-// labels are what policies see of an endpoint as their subject: with the services that it is behind.
-func (l *local) labels(e *Engine) selector.Labels {
-	return model.WithServices{Labels: l.holder.labels(e.snap, e.node), Services: func(name string) bool {
-		return slices.ContainsFunc(l.addrs, func(a netip.Addr) bool { return e.backends[a][name] > 0 })
-	}}
+// views are what policies see of an endpoint as their subject: its labels, and those of its host endpoint, each with the services that
+// it is behind.
+func (l *local) views(e *Engine) []selector.Labels {
+	with := func(labels selector.Labels) selector.Labels {
+		return model.WithServices{Labels: labels, Services: func(name string) bool {
+			return slices.ContainsFunc(l.addrs, func(a netip.Addr) bool { return e.backends[a][name] > 0 })
+		}}
+	}
+	out := []selector.Labels{with(l.holder.labels(e.snap, e.node))}
+	if l.host != nil {
+		out = append(out, with(l.host.Labels))
+	}
+	return out
 }
 
 // forget ends an endpoint.
@@ -318,7 +331,7 @@ func (e *Engine) classify(h *holder) {
 		e.dirty[h.key] = true
 		if h.local != nil {
 			e.dirty[h.local.key] = true
-			e.todo.locals[h.local] = true
+			e.lookAgain(h.local)
 		}
 	}
 }

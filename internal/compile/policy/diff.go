@@ -18,16 +18,21 @@ type Placed struct {
 	Tier model.Tier
 }
 
-// Order returns all policies in the order in which they are asked.
+// Order returns all policies in the order in which they are asked, with those that host endpoints have by themselves.
 func Order(s model.Snapshot) []Placed {
-	var all []*policy
-	for p := range model.All[*model.Policy](s, model.KindPolicy) {
-		all = append(all, &policy{Policy: p, tier: model.FindTier(s, p.Tier)})
+	all := map[model.Key]*policy{}
+	add := func(p *model.Policy) { all[p.Key()] = &policy{Policy: p, tier: model.FindTier(s, p.Tier)} }
+	for h := range model.All[*model.HostEndpoint](s, model.KindHostEndpoint) {
+		for _, p := range h.Policies() {
+			add(p)
+		}
 	}
-	slices.SortFunc(all, comparePolicies)
-	out := make([]Placed, len(all))
-	for i, p := range all {
-		out[i] = Placed{p.Policy, p.tier}
+	for p := range model.All[*model.Policy](s, model.KindPolicy) {
+		add(p)
+	}
+	out := make([]Placed, 0, len(all))
+	for _, p := range slices.SortedFunc(maps.Values(all), comparePolicies) {
+		out = append(out, Placed{p.Policy, p.tier})
 	}
 	return out
 }

@@ -46,6 +46,9 @@ type Engine struct {
 	blocks   map[netip.Prefix]int // the same of all addresses of a block, see blockOf
 	ports    portNames
 	serial   int                        // of the last policy that was compiled
+	hosts    map[model.Key]string       // host endpoints of this node, with what of each is not enforced
+	ported   map[model.Key][]model.Port // host endpoints with named ports
+	devs     map[string]*local          // the node itself on devices where it has other policies than on its underlay
 	services map[model.Key][]netip.Addr // addresses of services
 	foreign  bool                       // somebody else translates services
 
@@ -65,6 +68,7 @@ type todo struct {
 	all      bool                  // every holder is to be classified again
 	networks map[netip.Prefix]bool // have changed: holders may have others, and the world too
 	ports    bool                  // the values of named ports have changed
+	hosts    bool                  // other host endpoints may be those of this node's devices
 }
 
 // New returns an Engine for the named node.
@@ -75,6 +79,7 @@ func New(node string) *Engine {
 		ofPod: map[model.Key]map[*local]bool{}, at: map[netip.Addr]*local{}, classes: map[plan.ID]*class{}, inNS: map[string]map[*class]bool{}, peerSets: map[plan.ID]*peerSet{}, peers: newIndex[*peer](),
 		sets: map[plan.ID]*set{}, bySig: map[string]*set{}, networks: newPrefixes(), special: map[string]int{},
 		backends: map[netip.Addr]map[string]int{}, slices: map[model.Key]*model.Backends{}, held: map[netip.Addr]int{}, blocks: map[netip.Prefix]int{}, ports: newPortNames(), services: map[model.Key][]netip.Addr{},
+		hosts: map[model.Key]string{}, ported: map[model.Key][]model.Port{}, devs: map[string]*local{},
 	}
 	return e
 }
@@ -116,6 +121,10 @@ func (e *Engine) referents(k model.Key) {
 	case model.KindAddressSet:
 		e.takeAddressSet(k)
 		e.regroup()
+	case model.KindHostEndpoint:
+		e.takeHostEndpoint(k)
+	case model.KindDevice, model.KindConfig:
+		e.todo.hosts = e.todo.hosts || len(e.hosts) > 0
 	case model.KindBackends:
 		e.takeBackends(k)
 	case model.KindService, model.KindFeature:
@@ -169,6 +178,9 @@ func (e *Engine) endpoints(k model.Key) {
 func (e *Engine) settle() {
 	if e.classes[plan.IdentityWorld] == nil {
 		e.class("world", selector.Map{selector.Kind: selector.KindWorld}, nil, netip.Prefix{}, nil).refs = 1
+	}
+	if e.todo.hosts {
+		e.pickHosts()
 	}
 	for e.todo.any() {
 		changed := e.todo.networks
@@ -227,8 +239,19 @@ func (e *Engine) refresh(h *holder) {
 	for _, x := range h.classes {
 		e.todo.classes[x.class] = true // its namespace's labels are not in its name
 	}
-	if h.local != nil {
-		e.todo.locals[h.local] = true
+	e.lookAgain(h.local)
+}
+
+// lookAgain is for an endpoint that other policies may select.
+func (e *Engine) lookAgain(l *local) {
+	if l == nil {
+		return
+	}
+	e.todo.locals[l] = true
+	if l.endpoint == nil {
+		for _, d := range e.devs {
+			e.todo.locals[d] = true
+		}
 	}
 }
 
@@ -239,7 +262,7 @@ func (e *Engine) selected(p *policy) {
 		if e.todo.locals[l] || l.holder == nil || ns != "" && (l.holder.pod == nil || l.holder.pod.Namespace != ns) {
 			continue
 		}
-		if p.concerns(e, l) {
+		if slices.ContainsFunc(l.views(e), p.concerns) {
 			e.todo.locals[l] = true
 		}
 	}
@@ -288,6 +311,10 @@ func (e *Engine) Rows(owner model.Key) []plan.Row {
 			}
 		}
 		return rows
+	case model.KindHostEndpoint:
+		return e.hostRows(by)
+	case kindOf(plan.KindGuard):
+		return e.deviceRows(by)
 	case kindOf(plan.KindIdentity):
 		return e.classes[parseID(owner.Name)].rows(by)
 	case kindOf(plan.KindPeerSet):

@@ -76,6 +76,7 @@ func (k *kernel) text() string {
 func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 	sets, members, ids := map[plan.ID]*plan.PolicySet{}, map[[2]plan.ID]bool{}, map[netip.Prefix]plan.ID{}
 	guards := map[netip.Addr]*plan.Guard{}
+	devs := map[string]*plan.Guard{}
 	for owner, rows := range k.rows {
 		for _, r := range rows {
 			switch r := r.(type) {
@@ -91,6 +92,10 @@ func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 				}
 				ids[r.Prefix] = r.Identity
 			case *plan.Guard:
+				if r.Node {
+					devs[r.Dev] = r
+					continue
+				}
 				for _, x := range rows {
 					if a, ok := x.(*plan.Address); ok && owner.Kind == model.KindEndpoint || ok && r.Dev == "" {
 						guards[a.Prefix.Addr()] = r
@@ -115,6 +120,11 @@ func (k *kernel) decide(p oracle.Packet, ingress bool) (model.Verdict, string) {
 	g := guards[subject]
 	if g == nil {
 		return model.VerdictAllow, "not on this node"
+	}
+	if d := devs[p.Dev]; g.Dev == "" && (d != nil || p.Dev != "" && p.Dev != plan.OverlayName) {
+		if g = d; g == nil {
+			return model.VerdictAllow, "a device without programs"
+		}
 	}
 	set := sets[g.Egress]
 	if ingress {
@@ -169,7 +179,7 @@ func (d dice) expr(depth int) *selector.Expr {
 		selector.ServiceAccountName, selector.ServiceAccount+"role")
 	values := []string{"a", "b", "c"}
 	if key == selector.Kind {
-		values = []string{selector.KindPod, selector.KindHost, selector.KindRemoteNode, selector.KindWorld, selector.KindSet}
+		values = []string{selector.KindPod, selector.KindHost, selector.KindRemoteNode, selector.KindWorld, selector.KindSet, selector.KindHostEndpoint}
 	}
 	switch n := d.IntN(9); {
 	case n < 3:
@@ -319,9 +329,48 @@ func (d dice) policy() model.Object {
 	return p
 }
 
+func (d dice) hostEndpoint() model.Object {
+	h := &model.HostEndpoint{
+		Ref: model.Ref{Group: "projectcalico.org", Kind: "HostEndpoint", Name: pick(d, "a", "b", "c")}, Node: pick(d, "n0", "n0", "n1"), Interface: pick(d, "*", "*", "eth0", "eth2", plan.OverlayName, ""),
+		Addrs: []netip.Addr{pick(d, netip.MustParseAddr("10.0.9.1"), netip.MustParseAddr("10.0.9.2"), netip.MustParseAddr("10.8.0.1"), d.addr())},
+	}
+	h.Labels = selector.Map{selector.Kind: selector.KindHostEndpoint, selector.Name: h.Ref.Name, selector.Node: h.Node}
+	maps.Copy(h.Labels, d.labels())
+	if d.IntN(2) == 0 {
+		o := model.Port{Name: pick(d, "http", "dns"), Protocol: pick(d, "tcp", "udp"), Port: uint16(d.IntN(40))}
+		h.Ports, h.Labels[selector.Port+o.Protocol+"/"+o.Name] = []model.Port{o}, strconv.Itoa(int(o.Port))
+	}
+	if d.IntN(2) == 0 {
+		h.Labels[selector.Profile+"projectcalico-default-allow"] = "0"
+	}
+	return h
+}
+
+// device is a device by which a packet may go: "" is the underlay's.
+func (d dice) device(s objects) string {
+	names := []string{"", "", plan.OverlayName}
+	under := &model.Device{}
+	if n := model.Get[*model.Node](s, model.NodeKey("n0")); n != nil {
+		if u := model.UnderlayOf(s, n); u != nil {
+			under = u
+		}
+	}
+	for x := range model.All[*model.Device](s, model.KindDevice) {
+		if x.Name != under.Name {
+			names = append(names, x.Name)
+		}
+	}
+	return pick(d, names...)
+}
+
 func (d dice) object() model.Object {
 	ns := pick(d, "a", "b")
-	switch d.IntN(12) {
+	switch d.IntN(14) {
+	case 12:
+		return d.hostEndpoint()
+	case 13:
+		return &model.Device{Name: pick(d, "eth0", "eth1", "eth2"), Up: d.IntN(8) > 0, Addrs: []netip.Prefix{pick(d, netip.MustParsePrefix("10.0.9.1/24"),
+			netip.MustParsePrefix("10.8.0.1/24"), netip.MustParsePrefix("169.254.0.1/16"))}}
 	case 0:
 		return &model.Namespace{Name: ns, Labels: map[string]string{"team": pick(d, "a", "b")}}
 	case 1:
@@ -417,8 +466,15 @@ func fuzz(t *testing.T, seed uint64) {
 		if netset.Of(p.Src) != netset.Of(p.Dst) {
 			continue
 		}
-		if d.IntN(6) == 0 && netset.Of(p.Src) == netset.V4 {
+		if d.IntN(4) == 0 && netset.Of(p.Src) == netset.V4 {
 			p.Src = netip.AddrFrom4([4]byte{10, 0, 9, byte(1 + d.IntN(2))})
+		}
+		if d.IntN(4) == 0 && netset.Of(p.Src) == netset.V4 {
+			p.Dst = netip.AddrFrom4([4]byte{10, 0, 9, byte(1 + d.IntN(2))})
+		}
+		p.Dev = d.device(state)
+		if d.IntN(4) == 0 {
+			p.DstPort = pick[uint16](d, 22, 53, 68, 6443)
 		}
 		egress, ingress := oracle.Decide(state, "n0", p)
 		for in, want := range map[bool]oracle.Decision{false: egress, true: ingress} {
@@ -432,7 +488,7 @@ func fuzz(t *testing.T, seed uint64) {
 
 func dump(s objects) string {
 	out := ""
-	for _, kind := range []model.Kind{model.KindPolicy, model.KindGroup, model.KindTier, model.KindPod, model.KindBackends, model.KindAddressSet} {
+	for _, kind := range []model.Kind{model.KindPolicy, model.KindGroup, model.KindTier, model.KindPod, model.KindNode, model.KindHostEndpoint, model.KindDevice, model.KindBackends, model.KindAddressSet} {
 		for o := range s.All(kind) {
 			b, _ := json.Marshal(o)
 			out += o.Key().String() + " " + string(b) + "\n"

@@ -117,9 +117,11 @@ func (e *Engine) world(p netip.Prefix) {
 	}
 }
 
+// few prefixes are compared one by one.
+const few = 16
+
 // within marks the holders that have an address in one of the prefixes.
 func (e *Engine) within(ps map[netip.Prefix]bool) {
-	const few = 16
 	maps.DeleteFunc(ps, func(p netip.Prefix, _ bool) bool { return !e.inhabited(p) })
 	if len(ps) == 0 {
 		return
@@ -181,7 +183,7 @@ func (n *prefixes) rows(e *Engine, by plan.By) []plan.Row {
 	return []plan.Row{&plan.Address{By: by, Prefix: p, Identity: c.id}}
 }
 
-// takeAddressSet takes in a named set of prefixes.
+// takeAddressSet takes in a named set of prefixes: an address set, or the addresses of a host endpoint.
 func (e *Engine) takeAddressSet(k model.Key) {
 	n := e.networks
 	for _, p := range n.nets[k] {
@@ -193,9 +195,9 @@ func (e *Engine) takeAddressSet(k model.Key) {
 	old := n.nets[k]
 	delete(n.nets, k)
 	delete(n.labels, k)
-	if set := model.Get[*model.AddressSet](e.snap, k); set != nil {
-		n.labels[k] = model.SetLabelsOf(e.snap, set)
-		for _, p := range set.Nets {
+	if nets, labels := namedNets(e.snap, k); nets != nil {
+		n.labels[k] = labels
+		for _, p := range nets {
 			p = p.Masked()
 			n.nets[k] = append(n.nets[k], p)
 			if n.sets[p] == nil {
@@ -206,11 +208,26 @@ func (e *Engine) takeAddressSet(k model.Key) {
 		e.addNetworks(n.nets[k], 1)
 	}
 	e.addNetworks(old, -1)
+	changed := append(old, n.nets[k]...)
 	for _, c := range e.classes {
-		if c.prefix.IsValid() {
+		if c.prefix.IsValid() && (len(changed) > few || inAny(changed, c.prefix)) {
 			e.todo.classes[c] = true
 		}
 	}
+}
+
+// namedNets are the prefixes that a key stands for as the other side of rules, with their labels.
+func namedNets(s model.Snapshot, k model.Key) (nets []netip.Prefix, labels model.SetLabels) {
+	if set := model.Get[*model.AddressSet](s, k); set != nil {
+		return set.Nets, model.SetLabelsOf(s, set)
+	}
+	if h := model.Get[*model.HostEndpoint](s, k); h != nil {
+		for _, a := range h.Addrs {
+			nets = append(nets, netset.Host(a))
+		}
+		labels.Own = h.Labels
+	}
+	return nets, labels
 }
 
 // takeBackends takes in which addresses are behind which service.
@@ -230,7 +247,7 @@ func (e *Engine) takeBackends(k model.Key) {
 				continue
 			}
 			if l := e.at[x.Addr]; l != nil {
-				e.todo.locals[l] = true // policies may select the backends of a service
+				e.lookAgain(l) // policies may select the backends of a service
 			}
 			if e.special[selector.Service+svc] > 0 {
 				e.behind(x.Addr, n)

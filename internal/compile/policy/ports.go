@@ -83,7 +83,7 @@ func tidy(ms []plan.L4) []plan.L4 {
 	return out
 }
 
-// portNames is what is known of named ports: which numbers pods have for a name, and how many policies ask for it of their peers.
+// portNames is what is known of named ports: which numbers pods and host endpoints have for a name, and how many policies ask for it of their peers.
 type portNames struct {
 	pods    map[string]map[string]int // key "@port:tcp/http", number: pods
 	users   map[string]int            // of a key, in egress rules
@@ -134,12 +134,9 @@ func (n *portNames) asked(p *policy, d plan.Direction) bool {
 	return found
 }
 
-// count takes in, n 1 or -1, the ports of a pod.
-func (n *portNames) count(e *Engine, pod *model.Pod, count int) {
-	if pod == nil {
-		return
-	}
-	for _, o := range pod.Ports {
+// count takes in, n 1 or -1, the ports of a pod or a host endpoint.
+func (n *portNames) count(e *Engine, ports []model.Port, count int) {
+	for _, o := range ports {
 		key, value := selector.Port+o.Protocol+"/"+o.Name, strconv.Itoa(int(o.Port))
 		if n.pods[key] == nil {
 			n.pods[key] = map[string]int{}

@@ -161,21 +161,20 @@ func originOf(ref model.Ref, m *model.Rule) string {
 	return out
 }
 
-// isSubject says whether one of the peers is the endpoint.
-func (l *local) isSubject(e *Engine, peers []*peer) bool {
-	labels := l.labels(e)
+// isSubject says whether one of the peers is an endpoint with these labels.
+func isSubject(labels selector.Labels, peers []*peer) bool {
 	c := &class{member: true}
 	return slices.ContainsFunc(peers, func(p *peer) bool { return p.matches(c, []selector.Labels{labels}) })
 }
 
-// concerns says whether a policy, or a rule of it, is about the endpoint.
-func (p *policy) concerns(e *Engine, l *local) bool {
-	if l.isSubject(e, p.subject) {
+// concerns says whether a policy, or a rule of it, is about an endpoint with these labels.
+func (p *policy) concerns(labels selector.Labels) bool {
+	if isSubject(labels, p.subject) {
 		return true
 	}
 	for _, rules := range p.rules {
 		for _, r := range rules {
-			if r.subject != nil && l.isSubject(e, r.subject) {
+			if r.subject != nil && isSubject(labels, r.subject) {
 				return true
 			}
 		}
@@ -189,14 +188,22 @@ func (e *Engine) guard(l *local) {
 		return
 	}
 	e.dirty[l.key] = true
-	var mine []*policy
+	var mine []asked
 	if l.holder != nil {
-		e.subjects.find(l.labels(e), func(p *policy) {
-			if p.concerns(e, l) {
-				mine = append(mine, p)
+		for i, labels := range l.views(e) {
+			add := func(p *policy) {
+				if p.concerns(labels) {
+					mine = append(mine, asked{p, i, labels})
+				}
 			}
-		})
-		slices.SortFunc(mine, comparePolicies)
+			e.subjects.find(labels, add)
+			if i > 0 {
+				for _, p := range l.own {
+					add(p)
+				}
+			}
+		}
+		slices.SortStableFunc(mine, func(a, b asked) int { return cmp.Or(comparePolicies(a.policy, b.policy), cmp.Compare(a.view, b.view)) })
 	}
 	l.policies = len(e.policies) > 0
 	for d, have := range []**set{&l.ingress, &l.egress} {
@@ -207,6 +214,13 @@ func (e *Engine) guard(l *local) {
 		e.release(*have)
 		*have = s
 	}
+}
+
+// asked is a policy of an endpoint, with the labels under which it sees it.
+type asked struct {
+	*policy
+	view   int // of local.views
+	labels selector.Labels
 }
 
 // comparePolicies is the order in which policies are asked.
@@ -227,7 +241,7 @@ type set struct {
 
 // setFor returns the set that policies make for an endpoint; nil if none of them speaks of the direction. Endpoints
 // for which the same policies count, and mean the same, share it.
-func (e *Engine) setFor(l *local, mine []*policy, d plan.Direction) *set {
+func (e *Engine) setFor(l *local, mine []asked, d plan.Direction) *set {
 	var sig strings.Builder
 	fmt.Fprint(&sig, d)
 	n := 0
@@ -237,8 +251,8 @@ func (e *Engine) setFor(l *local, mine []*policy, d plan.Direction) *set {
 			continue
 		}
 		n++
-		fmt.Fprintf(&sig, " %d", p.serial)
-		varies = varies || p.varies || e.ports.asked(p, d)
+		fmt.Fprintf(&sig, " %d/%d", p.serial, p.view)
+		varies = varies || p.varies || e.ports.asked(p.policy, d)
 	}
 	if n == 0 {
 		return nil
@@ -253,6 +267,9 @@ func (e *Engine) setFor(l *local, mine []*policy, d plan.Direction) *set {
 			if labels.Account != nil {
 				fmt.Fprint(&sig, " ", labels.Account.Labels)
 			}
+		}
+		if l.host != nil {
+			fmt.Fprint(&sig, " ", l.host.Labels)
 		}
 		for _, a := range l.addrs {
 			if c := l.holder.classes.at(a); c != nil {
@@ -317,6 +334,9 @@ func (l *local) rows(by plan.By) []plan.Row {
 		return nil
 	}
 	g := &plan.Guard{By: by}
+	if by.Kind == kindOf(plan.KindGuard) {
+		g.Node, g.Dev = true, by.Name
+	}
 	if l.endpoint != nil {
 		g.Dev = l.endpoint.HostIf
 	}

@@ -18,8 +18,6 @@ import (
 
 // Names and numbers that are ours.
 const (
-	OverlayName = "weft-vxlan"
-
 	mainTable    = 254
 	mainPriority = 32766
 	// plainMTU is assumed of a path that has not been measured where the own device takes larger packets.
@@ -52,16 +50,7 @@ func findLocal(s model.Snapshot) local {
 		l.missing = fmt.Sprintf("node %q is not known yet: is it in the cluster under that name?", l.cfg.NodeName)
 		return l
 	}
-	for d := range model.All[*model.Device](s, model.KindDevice) {
-		named := d.Name == l.cfg.Backend.Device
-		if l.cfg.Backend.Device != "" && !named {
-			continue
-		}
-		if named || slices.ContainsFunc(d.Addrs, func(p netip.Prefix) bool { return slices.Contains(l.node.Addrs, p.Addr()) }) {
-			l.underlay = d
-			break
-		}
-	}
+	l.underlay = model.UnderlayOf(s, l.node)
 	if l.underlay == nil {
 		l.missing = fmt.Sprintf("no interface of this host has an address of node %s (%v); backend.device %q",
 			l.node.Name, l.node.Addrs, l.cfg.Backend.Device)

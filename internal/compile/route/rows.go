@@ -36,10 +36,10 @@ func (l local) compileNode(s model.Snapshot) []plan.Row {
 		Policed: !l.cfg.Policy.Disabled, Keep: l.cfg.Policy.Established == "keep", Probe: l.cfg.Backend.ProbePort,
 	}
 	if l.cfg.Backend.Type == "vxlan" {
-		set.Overlay = OverlayName
+		set.Overlay = plan.OverlayName
 		rows = append(rows,
-			&plan.Overlay{By: by, Name: OverlayName, MAC: model.GatewayMAC, MTU: l.underlay.MTU - overhead(l.node.Addrs[0]), Port: l.cfg.Backend.Port},
-			&plan.Hook{By: by, Dev: OverlayName, Role: plan.RoleOverlay})
+			&plan.Overlay{By: by, Name: plan.OverlayName, MAC: model.GatewayMAC, MTU: l.underlay.MTU - overhead(l.node.Addrs[0]), Port: l.cfg.Backend.Port},
+			&plan.Hook{By: by, Dev: plan.OverlayName, Role: plan.RoleOverlay})
 	}
 	rows = append(rows, set)
 	if !l.cfg.Masquerade.Disabled {
@@ -144,7 +144,7 @@ func (l local) clash(dst netip.Prefix) netip.Prefix {
 func (l local) route(by plan.By, n *model.Node, dst netip.Prefix, p peer) *plan.Route {
 	r := &plan.Route{By: by, Dst: dst, Src: netset.First(l.node.Addrs, netset.OfPrefix(dst)), MTU: p.mtu}
 	if p.tunnel {
-		r.Dev = OverlayName
+		r.Dev = plan.OverlayName
 		return r
 	}
 	r.Dev, r.Via = l.underlay.Name, nextHop(n, dst)

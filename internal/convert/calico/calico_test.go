@@ -282,18 +282,17 @@ func TestLists(t *testing.T) {
 	}
 }
 
-func TestFailsafes(t *testing.T) {
-	in, out := DefaultFailsafes()
-	in = append(in, Failsafe{Proto: model.ProtoTCP, Port: 9, Net: netip.MustParsePrefix("10.0.0.0/8")})
+// TestOwnPolicies holds the policies that a host endpoint has without an object.
+func TestOwnPolicies(t *testing.T) {
+	h := &model.HostEndpoint{Ref: model.Ref{Group: apiGroup, Kind: "HostEndpoint", Name: "n1-eth0"}}
 	var b strings.Builder
-	for _, p := range Failsafes(in, out) {
+	for _, p := range h.Policies() {
 		if err := p.Validate(); err != nil {
 			t.Error(err)
 		}
 		showPolicy(&b, p)
 	}
-	showPolicy(&b, DefaultAllow())
-	const file = "testdata/failsafes.golden"
+	const file = "testdata/hostendpoint.golden"
 	if *update {
 		if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
 			t.Fatal(err)

@@ -47,6 +47,7 @@ type Driver struct {
 	slots    *table[uint32, weftWeftSlot]
 	remotes  *table[weftWeftPrefix, weftWeftRemote]
 	peers    *table[weftWeftAddr, uint32]
+	devices  *table[uint32, weftWeftGuard]
 
 	policy *policies
 	gate   *ebpf.Program // of Shut; never nil after New
@@ -111,6 +112,7 @@ func New(dir string, log *slog.Logger, opts ...Option) (*Driver, error) {
 	d.slots = &table[uint32, weftWeftSlot]{m: d.objs.Slots, name: "slots"}
 	d.remotes = &table[weftWeftPrefix, weftWeftRemote]{m: d.objs.Remotes, name: "remotes"}
 	d.peers = &table[weftWeftAddr, uint32]{m: d.objs.Peers, name: "peers"}
+	d.devices = &table[uint32, weftWeftGuard]{m: d.objs.Devices, name: "devices"}
 	return d, nil
 }
 

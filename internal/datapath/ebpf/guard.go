@@ -3,6 +3,7 @@ package ebpf
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -84,16 +85,17 @@ func (d *Driver) node() *plan.Settings {
 
 // putGuard puts a pod, or the node, under policy. The entry of a pod that is not there yet is written with its row.
 func (d *Driver) putGuard(g *plan.Guard) error {
-	before := d.policy.guards[g.Dev]
+	name := g.Key().Name
+	before := d.policy.guards[name]
 	if before != g {
 		if _, err := d.policy.identity(g.Identity); err != nil {
-			return fmt.Errorf("guard %s: %w", g.Key().Name, err)
+			return fmt.Errorf("guard %s: %w", name, err)
 		}
-		d.policy.guards[g.Dev] = g
-		delete(d.policy.left, g.Dev)
+		d.policy.guards[name] = g
+		delete(d.policy.left, name)
 		if before != nil {
 			if _, err := d.policy.numbers.give(ofIdentity, before.Identity); err != nil {
-				return fmt.Errorf("guard %s: %w", g.Key().Name, err)
+				return fmt.Errorf("guard %s: %w", name, err)
 			}
 		}
 	}
@@ -101,16 +103,17 @@ func (d *Driver) putGuard(g *plan.Guard) error {
 		return nil
 	}
 	_, err := d.policy.guard(d.want, g)
-	return errors.Join(err, d.guardAgain(g.Dev))
+	return errors.Join(err, d.guardAgain(name))
 }
 
 func (d *Driver) dropGuard(g *plan.Guard) error {
-	before := d.policy.guards[g.Dev]
-	delete(d.policy.guards, g.Dev)
-	if _, ok := d.pods[g.Dev]; ok || g.Dev == "" {
-		d.policy.left[g.Dev] = true
+	name := g.Key().Name
+	before := d.policy.guards[name]
+	delete(d.policy.guards, name)
+	if _, ok := d.pods[g.Dev]; ok || g.Dev == "" || g.Node {
+		d.policy.left[name] = true
 	}
-	err := d.guardAgain(g.Dev)
+	err := d.guardAgain(name)
 	if before != nil {
 		_, gerr := d.policy.numbers.give(ofIdentity, before.Identity)
 		err = errors.Join(err, gerr)
@@ -124,27 +127,27 @@ func (d *Driver) dropSet(id plan.ID) error {
 		s.ready = false
 	}
 	var errs []error
-	for dev, g := range d.policy.guards {
+	for name, g := range d.policy.guards {
 		if g.Ingress == id || g.Egress == id {
-			errs = append(errs, d.guardAgain(dev))
+			errs = append(errs, d.guardAgain(name))
 		}
 	}
 	return errors.Join(append(errs, d.policy.dropSet(id))...)
 }
 
-// guardAgain writes the entry of a pod anew, or the settings for the node's own guard.
-func (d *Driver) guardAgain(dev string) error {
-	if dev == "" {
-		if n := d.node(); n != nil {
-			return d.putSettings(n)
-		}
-		return nil
-	}
-	if l, ok := d.pods[dev]; ok {
+// guardAgain writes the entry anew that the guard of that name is in: of its pod, or the settings.
+func (d *Driver) guardAgain(name string) error {
+	if l, ok := d.pods[name]; ok {
 		return d.putLocal(l.row, l.index)
+	}
+	if n := d.node(); n != nil && (name == hostKey().Name || strings.HasPrefix(name, plan.NodeGuardKey("").Name)) {
+		return d.putSettings(n)
 	}
 	return nil
 }
+
+// hostKey is the key of the guard of the node itself, on the devices where it has no other.
+func hostKey() plan.Key { return (&plan.Guard{}).Key() }
 
 // guardAll writes the entries of all pods anew.
 func (d *Driver) guardAll() error {
@@ -231,13 +234,25 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 	if !r.Policed {
 		return nil
 	}
-	s.Host = d.hostGuard()
-	policed := isGuarded(s.Host)
+	var have weftWeftSettings
+	_ = d.settings.m.Lookup(uint32(0), &have) // an array: it cannot fail
+	s.Host = d.hostGuard(hostKey(), have.Host, weftWeftGuard{})
+	if have.Over == have.Host { // it had no guard of its own there
+		have.Over = s.Host
+	}
+	s.Over = d.hostGuard(plan.NodeGuardKey(r.Overlay), have.Over, s.Host)
+	others, err := d.putDevices(r)
+	if err != nil {
+		return err
+	}
+	if others || !d.swept && have.Others == 1 {
+		s.Others = 1
+	}
+	policed := isGuarded(s.Host) || isGuarded(s.Over) || others
 	for _, l := range d.pods {
 		policed = policed || l.guarded
 	}
-	var have weftWeftSettings
-	if !policed && !d.swept && d.settings.m.Lookup(uint32(0), &have) == nil {
+	if !policed && !d.swept {
 		policed = have.Policed == 1 // by pods of which this agent does not know yet
 	}
 	if policed {
@@ -247,23 +262,46 @@ func (d *Driver) policySettings(r *plan.Settings, s *weftWeftSettings) error {
 	return nil
 }
 
-// hostGuard is what policy says of the node itself. If its rules are not in the kernel, those that were before count: a node
-// that is closed by mistake cannot be reached to correct it.
-func (d *Driver) hostGuard() weftWeftGuard {
-	var have weftWeftSettings
-	_ = d.settings.m.Lookup(uint32(0), &have) // an array: it cannot fail
-	g := plan.Get[*plan.Guard](d.want, (&plan.Guard{}).Key())
+// hostGuard is what policy says of the node itself, without if there is no such guard. If its rules are not in the kernel, those that it
+// had before count: a node that is closed by mistake cannot be reached to correct it.
+func (d *Driver) hostGuard(key plan.Key, had, without weftWeftGuard) weftWeftGuard {
+	g := plan.Get[*plan.Guard](d.want, key)
 	if g == nil {
-		if d.swept || d.policy.left[""] {
-			return weftWeftGuard{}
+		if d.swept || d.policy.left[key.Name] {
+			return without
 		}
-		return have.Host
+		return had
 	}
 	out, err := d.policy.guard(d.want, g)
 	if err != nil {
-		return have.Host // its row says so
+		return had // its row says so
 	}
 	return out
+}
+
+// putDevices enters what policy says of the node on other devices than its underlay's and overlay's, and says whether it says anything. A
+// device that is not there has no entry: its hook's row says so.
+func (d *Driver) putDevices(s *plan.Settings) (guarded bool, err error) {
+	wanted := map[uint32]bool{}
+	for g := range plan.All[*plan.Guard](d.want, plan.KindGuard) {
+		if !g.Node || g.Dev == s.Overlay {
+			continue
+		}
+		index, err := interfaceIndex(g.Dev)
+		if err != nil {
+			continue
+		}
+		var had weftWeftGuard
+		_ = d.devices.m.Lookup(uint32(index), &had) // zero if there is none
+		if err := d.devices.put(uint32(index), d.hostGuard(g.Key(), had, had)); err != nil {
+			return false, fmt.Errorf("guard %s: %w", g.Key().Name, err)
+		}
+		wanted[uint32(index)] = true
+	}
+	if d.swept {
+		err = d.devices.keep(wanted)
+	}
+	return len(wanted) > 0, err
 }
 
 // sweepPolicy removes what nobody wants, closes pods that nobody vouches for, and lets the programs rest if nobody is under policy.

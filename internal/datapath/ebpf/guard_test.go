@@ -126,7 +126,7 @@ func (d *Driver) maps() map[string]*ebpf.Map {
 	return map[string]*ebpf.Map{
 		"settings": o.Settings, "locals": o.Locals, "slots": o.Slots, "remotes": o.Remotes, "peers": o.Peers, "track": o.Track, "stats": o.Stats,
 		"sets": o.Sets, "matches": o.Matches, "lists": o.Lists, "members": o.Members, "addresses": o.Addresses, "networks": o.Networks,
-		"rulestats": o.Rulestats, "numbers": o.Numbers, "conns": o.Conns, "vips": o.Vips, "frags": o.Frags, "records": o.Records, "pace": o.Pace,
+		"rulestats": o.Rulestats, "numbers": o.Numbers, "conns": o.Conns, "vips": o.Vips, "frags": o.Frags, "records": o.Records, "pace": o.Pace, "devices": o.Devices,
 	}
 }
 

@@ -32,8 +32,8 @@ type policies struct {
 
 	peers  map[plan.ID]*peerSet
 	have   map[plan.ID]*ruleSet
-	guards map[string]*plan.Guard // by device
-	left   map[string]bool        // devices of pods whose guard was removed
+	guards map[string]*plan.Guard // by the name of their key: a pod's is its device
+	left   map[string]bool        // likewise, those that were removed
 	mine   map[string]both        // by device: directions that this agent has put rules on
 	named  map[plan.ID]bool       // identities that have a row
 

@@ -178,7 +178,8 @@ type weftWeftSettings struct {
 	Probe    uint16
 	Policed  uint16
 	Keep     uint16
-	Pad      uint16
+	Others   uint16
+	Over     weftWeftGuard
 }
 
 type weftWeftSlot struct {
@@ -194,6 +195,7 @@ type weftWeftSlot struct {
 const (
 	weftMapAddresses      = "addresses"
 	weftMapConns          = "conns"
+	weftMapDevices        = "devices"
 	weftMapFrags          = "frags"
 	weftMapLists          = "lists"
 	weftMapLocals         = "locals"
@@ -280,6 +282,7 @@ type weftProgramSpecs struct {
 type weftMapSpecs struct {
 	Addresses *ebpf.MapSpec `ebpf:"addresses"`
 	Conns     *ebpf.MapSpec `ebpf:"conns"`
+	Devices   *ebpf.MapSpec `ebpf:"devices"`
 	Frags     *ebpf.MapSpec `ebpf:"frags"`
 	Lists     *ebpf.MapSpec `ebpf:"lists"`
 	Locals    *ebpf.MapSpec `ebpf:"locals"`
@@ -328,6 +331,7 @@ func (o *weftObjects) Close() error {
 type weftMaps struct {
 	Addresses *ebpf.Map `ebpf:"addresses"`
 	Conns     *ebpf.Map `ebpf:"conns"`
+	Devices   *ebpf.Map `ebpf:"devices"`
 	Frags     *ebpf.Map `ebpf:"frags"`
 	Lists     *ebpf.Map `ebpf:"lists"`
 	Locals    *ebpf.Map `ebpf:"locals"`
@@ -352,6 +356,7 @@ func (m *weftMaps) Close() error {
 	return _WeftClose(
 		m.Addresses,
 		m.Conns,
+		m.Devices,
 		m.Frags,
 		m.Lists,
 		m.Locals,
