@@ -1,4 +1,5 @@
-// Package oracle decides about single packets straight from the policies, slowly and in the plainest way there is.
+// Package oracle decides about single packets straight from the policies, slowly and in the plainest way there is: the evaluator is
+// this file, and who has an address is in world.go.
 //
 // It is what compiled policy is tested against, and shares nothing with the compiler but the model. It is not used to
 // enforce anything, keeps nothing between two calls, and knows no connections: a packet is the first of its own.
@@ -10,11 +11,9 @@ import (
 	"math"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"weft/internal/model"
 	"weft/internal/netset"
-	"weft/internal/plan"
 	"weft/internal/selector"
 )
 
@@ -34,106 +33,11 @@ type Decision struct {
 	Rule    string        // its field, "" at a tier's end
 }
 
-// end is one side of a packet. An address is seen under several sets of labels: its pod's or node's, and those of each
-// address set and service that it belongs to.
-type end struct {
-	addr    netip.Addr
-	all     []netip.Addr // of its pod or node
-	labels  []selector.Labels
-	member  bool                // of the cluster: a pod or a node
-	policed bool                // it can be the subject of policies on this node
-	host    *model.HostEndpoint // of this node's device; nil: it has none, or this is no node
-}
-
 // Decide returns what the sender's egress and the receiver's ingress say on the node; a side that is not on the node allows.
 func Decide(s model.Snapshot, node string, p Packet) (egress, ingress Decision) {
 	w := world{s, node, p.Dev}
 	src, dst := w.end(p.Src), w.end(p.Dst)
 	return w.side(src, dst, p, false), w.side(dst, src, p, true)
-}
-
-type world struct {
-	s    model.Snapshot
-	node string
-	dev  string
-}
-
-func (w world) end(a netip.Addr) end {
-	e := end{addr: a}
-	for pod := range model.All[*model.Pod](w.s, model.KindPod) {
-		if !pod.HostNetwork && slices.Contains(pod.Addrs, a) && !e.member {
-			e.labels, e.all = append(e.labels, model.LabelsOf(w.s, pod)), pod.Addrs
-			e.member, e.policed = true, pod.Node == w.node
-		}
-	}
-	for n := range model.All[*model.Node](w.s, model.KindNode) {
-		if slices.Contains(n.Addrs, a) && !e.member {
-			kind := map[bool]string{true: selector.KindHost, false: selector.KindRemoteNode}[n.Name == w.node]
-			e.labels = append(e.labels, model.NodeLabels{Node: n, Kind: kind})
-			e.all = n.Addrs
-			e.member, e.policed = true, n.Name == w.node
-			if e.policed {
-				e.host, e.policed = w.hostEndpoint(n)
-			}
-		}
-	}
-	if !e.member {
-		e.labels = append(e.labels, selector.Map{selector.Kind: selector.KindWorld})
-	}
-	for set := range model.All[*model.AddressSet](w.s, model.KindAddressSet) {
-		if within(set.Nets, a) {
-			e.labels = append(e.labels, model.SetLabelsOf(w.s, set))
-		}
-	}
-	for h := range model.All[*model.HostEndpoint](w.s, model.KindHostEndpoint) {
-		if slices.Contains(h.Addrs, a) {
-			e.labels = append(e.labels, h.Labels)
-		}
-	}
-	for b := range model.All[*model.Backends](w.s, model.KindBackends) {
-		if slices.ContainsFunc(b.Backends, func(x model.Backend) bool { return x.Addr == a }) {
-			e.labels = append(e.labels, selector.Map{selector.Service + b.Namespace + "/" + b.Service: ""})
-		}
-	}
-	return e
-}
-
-// own is an end as the subject of policies: under its own labels alone, with the services that its addresses are behind.
-func (w world) own(e end, addrs []netip.Addr) end {
-	e.labels = []selector.Labels{model.WithServices{Labels: e.labels[0], Services: func(name string) bool {
-		for b := range model.All[*model.Backends](w.s, model.KindBackends) {
-			if b.Namespace+"/"+b.Service == name && slices.ContainsFunc(b.Backends, func(x model.Backend) bool { return slices.Contains(addrs, x.Addr) }) {
-				return true
-			}
-		}
-		return false
-	}}}
-	return e
-}
-
-// hostEndpoint is that of the device by which the packet goes. On another device than those between nodes, only a host
-// endpoint makes a node the subject of policies.
-func (w world) hostEndpoint(n *model.Node) (h *model.HostEndpoint, policed bool) {
-	hs := model.HostEndpointsOf(w.s, w.node)
-	if w.dev == "" {
-		return hs.OnUnderlay(w.s, n), true
-	}
-	if w.dev == plan.OverlayName {
-		return hs.On(w.dev, nil), true
-	}
-	d := model.Get[*model.Device](w.s, model.Key{Kind: model.KindDevice, Name: w.dev})
-	if h = hs.On(d.Name, d.Hosts()); h == nil || !d.Reached() {
-		return nil, false
-	}
-	return h, true
-}
-
-func within(nets []netip.Prefix, a netip.Addr) bool {
-	return slices.ContainsFunc(nets, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
-func (e end) is(x *selector.Expr) bool {
-	return slices.ContainsFunc(e.labels, x.Match)
 }
 
 // ranked is a policy with its place on the axis, and the subject as it sees it.
@@ -191,7 +95,7 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 		if d.Verdict == model.VerdictPass && to != 0 {
 			skip = max(skip, to)
 		}
-		if d.Verdict == model.VerdictNone && !tier[0].tier.Pass && w.exempt(p, ingress) == nil {
+		if d.Verdict == model.VerdictNone && !tier[0].tier.Pass && !exempt(p, ingress) {
 			if i := slices.IndexFunc(tier, func(r ranked) bool {
 				return r.sec.Isolates && w.selects(r.subject, r.Subject, r.Groups)
 			}); i >= 0 {
@@ -202,14 +106,8 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 	return Decision{Verdict: model.VerdictAllow}
 }
 
-// exempt returns the condition that rules must meet to be asked at all; nil: none. A node's own traffic to its pods is
-// only subject to rules that name nodes.
-func (w world) exempt(p Packet, ingress bool) func(*model.Rule) bool {
-	if !ingress || !p.FromHost {
-		return nil
-	}
-	return func(r *model.Rule) bool { return r.Hosts }
-}
+// exempt says whether only rules that name nodes are asked: about a node's own traffic to its pods.
+func exempt(p Packet, ingress bool) bool { return ingress && p.FromHost }
 
 // askTier returns the first verdict of a tier, and where to go on if it is pass.
 func (w world) askTier(tier []ranked, other end, p Packet, ingress bool) (Decision, float64) {
@@ -259,7 +157,7 @@ func (w world) applies(pol *model.Policy, r *model.Rule, subject end) bool {
 }
 
 func (w world) matches(r *model.Rule, subject, other end, p Packet, ingress bool) bool {
-	if only := w.exempt(p, ingress); only != nil && !only(r) {
+	if exempt(p, ingress) && !r.Hosts {
 		return false
 	}
 	allows := r.Verdict == model.VerdictAllow || r.Verdict == model.VerdictPass
@@ -331,25 +229,4 @@ func (w world) matchL4(l model.L4, p Packet, dst end) bool {
 
 func inPorts(rs []model.PortRange, port uint16) bool {
 	return slices.ContainsFunc(rs, func(r model.PortRange) bool { return r.First <= port && port <= r.Last })
-}
-
-func named(names []string, p Packet, dst end) bool {
-	protocol := map[int]string{model.ProtoTCP: "tcp", model.ProtoUDP: "udp", model.ProtoSCTP: "sctp"}[p.Proto]
-	return slices.ContainsFunc(names, func(n string) bool {
-		return slices.ContainsFunc(dst.labels, func(l selector.Labels) bool {
-			v, ok := l.Get(selector.Port + protocol + "/" + n)
-			return ok && v == strconv.Itoa(int(p.DstPort))
-		})
-	})
-}
-
-// behind says whether the packet goes to a backend of a service, at the backend's port.
-func (w world) behind(svc string, p Packet) bool {
-	for b := range model.All[*model.Backends](w.s, model.KindBackends) {
-		if b.Namespace+"/"+b.Service == svc && slices.ContainsFunc(b.Backends, func(x model.Backend) bool { return x.Addr == p.Dst }) &&
-			slices.ContainsFunc(b.Ports, func(o model.Port) bool { return o.Protocol == plan.ProtoName(p.Proto) && o.Port == p.DstPort }) {
-			return true
-		}
-	}
-	return false
 }
