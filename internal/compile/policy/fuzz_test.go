@@ -241,6 +241,9 @@ func (d dice) l4() model.L4 {
 		l.Named = []string{pick(d, "http", "dns")}
 	}
 	if d.IntN(8) == 0 {
+		l.NotNamed = []string{pick(d, "http", "dns"), "http"}
+	}
+	if d.IntN(8) == 0 {
 		l.NotPorts = d.ports()
 	}
 	if d.IntN(8) == 0 {
