@@ -299,6 +299,9 @@ func (p *policies) putAddress(row *plan.Address) error {
 	if err != nil {
 		return fmt.Errorf("address %s: identity %s: %w", row.Prefix, row.Identity, err)
 	}
+	if err := p.uncover(row.Prefix); err != nil {
+		return fmt.Errorf("address %s: %w", row.Prefix, err)
+	}
 	before := p.identityAt(row.Prefix)
 	was, exact := p.exact(row.Prefix)
 	if exact && was == x.n {
@@ -342,10 +345,50 @@ func (p *policies) exact(at netip.Prefix) (uint32, bool) {
 	return 0, false
 }
 
+// uncover keeps a prefix from being what addresses of another family are in, as the trie has them: those that nothing else is said of
+// are the world, which then needs an entry of its own. It comes before the prefix's, and goes after it.
+func (p *policies) uncover(at netip.Prefix) error {
+	other, ok := netset.Shadowed(at)
+	if !ok {
+		return nil
+	}
+	if _, there := p.exact(other); there {
+		return nil
+	}
+	return p.putWorld(other)
+}
+
+func (p *policies) putWorld(at netip.Prefix) error {
+	key := prefixOf(at)
+	return errors.Join(p.networks.write(key, weftWeftNetwork{Identity: worldNumber, Len: key.Len}), p.numbers.hold(worldNumber, 1, 1))
+}
+
+// covered says whether a shorter prefix that has an entry covers this one in the trie.
+func (p *policies) covered(at netip.Prefix) bool {
+	key := prefixOf(at)
+	if key.Len == 0 {
+		return false
+	}
+	key.Len--
+	var w weftWeftNetwork
+	return p.networks.m.Lookup(key, &w) == nil
+}
+
+// dropAddress forgets whose a prefix is.
 func (p *policies) dropAddress(at netip.Prefix) error {
 	was, exact := p.exact(at)
 	if !exact {
 		return nil
+	}
+	if at == netset.Default(netset.OfPrefix(at)) && p.covered(at) { // by one of another family: see uncover
+		if was == worldNumber {
+			return nil
+		}
+		if err := p.putWorld(at); err != nil {
+			return fmt.Errorf("address %s: %w", at, err)
+		}
+		p.moved(was, worldNumber)
+		return p.numbers.hold(was, -1, -1)
 	}
 	var err error
 	if at.IsSingleIP() {
@@ -358,7 +401,13 @@ func (p *policies) dropAddress(at netip.Prefix) error {
 		return fmt.Errorf("address %s: %w", at, err)
 	}
 	p.moved(was, p.identityAt(at))
-	return p.numbers.hold(was, -1, -1)
+	err = p.numbers.hold(was, -1, -1)
+	if other, ok := netset.Shadowed(at); ok && !p.covered(other) {
+		if v, there := p.exact(other); there && v == worldNumber {
+			err = errors.Join(err, p.dropAddress(other))
+		}
+	}
+	return err
 }
 
 func (p *policies) inTrie(key weftWeftPrefix) bool {
