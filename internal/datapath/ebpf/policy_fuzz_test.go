@@ -324,8 +324,8 @@ func (x *fuzzed) ask(in, out *plan.PolicySet, hits map[plan.ID]uint64) bool {
 	return true
 }
 
-func (x *fuzzed) remotes() (out []netip.Prefix) {
-	for r := range x.rows.All(plan.KindRemote) {
+func (n *node) remotes() (out []netip.Prefix) {
+	for r := range n.rows.All(plan.KindRemote) {
 		out = append(out, r.(*plan.Remote).Prefix)
 	}
 	return out
