@@ -307,7 +307,7 @@ func (c *Cluster) calicoPort(named bool) any {
 	first, last := c.portRange()
 	switch {
 	case !named:
-		return pick[any](c.dice, 1000, "1000:2000", "30000:50000")
+		return pick[any](c.dice, 1000, "1000:2000", "30000:65535")
 	case c.once(1, 4):
 		return pick(c.dice, "http", "dns")
 	case last > 0:
@@ -408,10 +408,10 @@ func (p *calicoPolicy) about(in bool) bool {
 
 func (p *calicoPolicy) applies(s *side) bool {
 	pod := s.self.pod
-	i := slices.IndexFunc(s.accounts, func(a *model.ServiceAccount) bool { return a.Namespace == pod.Namespace && a.Name == pod.Account })
+	i := slices.IndexFunc(s.Accounts, func(a *model.ServiceAccount) bool { return a.Namespace == pod.Namespace && a.Name == pod.Account })
 	account := map[string]string{}
 	if i >= 0 {
-		account = s.accounts[i].Labels
+		account = s.Accounts[i].Labels
 	}
 	return (p.Metadata.Namespace == "" || p.Metadata.Namespace == pod.Namespace) && p.Spec.Selector.of(s.calicoLabels(pod)) &&
 		p.Spec.NamespaceSelector.of(s.calicoNamespace(pod.Namespace)) && p.Spec.AccountSelector.of(account)
@@ -428,7 +428,7 @@ func (c *Cluster) calicoLabels(pod *model.Pod) map[string]string {
 	for k, v := range c.namespaceOf(pod) {
 		out["pcns."+k] = v
 	}
-	for _, a := range c.accounts {
+	for _, a := range c.Accounts {
 		if a.Namespace == pod.Namespace && a.Name == pod.Account {
 			for k, v := range a.Labels {
 				out["pcsa."+k] = v
@@ -440,7 +440,7 @@ func (c *Cluster) calicoLabels(pod *model.Pod) map[string]string {
 
 // calicoNamespace is the labels that selectors of namespaces see.
 func (c *Cluster) calicoNamespace(name string) map[string]string {
-	for _, ns := range c.namespaces {
+	for _, ns := range c.Namespaces {
 		if ns.Name == name {
 			out := maps.Clone(ns.Labels)
 			out["projectcalico.org/name"] = name
@@ -553,7 +553,7 @@ func (a *calicoAccounts) match(c *Cluster, pod *model.Pod) bool {
 	if pod == nil {
 		return a.Names == nil && a.Selector.of(labels)
 	}
-	for _, x := range c.accounts {
+	for _, x := range c.Accounts {
 		if x.Namespace == pod.Namespace && x.Name == pod.Account {
 			labels = x.Labels
 		}

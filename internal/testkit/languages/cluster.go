@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"iter"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 
@@ -21,6 +20,7 @@ type Places struct {
 	Nodes [2][]netip.Addr
 	Pods  [][]netip.Addr // the first half on the first node
 	World [][]netip.Addr
+	Bare  bool // there are no services, and no labels of nodes that policies ask for
 }
 
 // Anywhere are places that nobody has to reach.
@@ -50,8 +50,8 @@ type Cluster struct {
 	Places
 	Pods       []*model.Pod
 	nodes      []*model.Node
-	namespaces []*model.Namespace
-	accounts   []*model.ServiceAccount
+	Namespaces []*model.Namespace
+	Accounts   []*model.ServiceAccount
 	backends   []*model.Backends
 
 	netpolCount int // NetworkPolicies that several languages have made: their names differ
@@ -59,16 +59,20 @@ type Cluster struct {
 
 // New makes the cluster of a seed.
 func New(seed uint64, at Places) *Cluster {
-	d := dice{rand.New(rand.NewPCG(seed, 7))} //nolint:gosec // to be repeated
+	d := newDice(seed)
 	c := &Cluster{dice: d, Places: at}
 	for _, ns := range namespaces() {
 		labels := d.labels(nsWords()[1:])
 		labels["kubernetes.io/metadata.name"] = ns // as the API server puts it
-		c.namespaces = append(c.namespaces, &model.Namespace{Name: ns, Labels: labels})
-		c.accounts = append(c.accounts, &model.ServiceAccount{Namespace: ns, Name: "robot", Labels: d.labels(accountWords())})
+		c.Namespaces = append(c.Namespaces, &model.Namespace{Name: ns, Labels: labels})
+		c.Accounts = append(c.Accounts, &model.ServiceAccount{Namespace: ns, Name: "robot", Labels: d.labels(accountWords())})
 	}
 	for i, addrs := range at.Nodes {
-		c.nodes = append(c.nodes, &model.Node{Name: NodeName(i), Labels: d.labels(nodeWords()), Addrs: addrs})
+		n := &model.Node{Name: NodeName(i), Labels: d.labels(nodeWords()), Addrs: addrs}
+		if at.Bare {
+			n.Labels = nil
+		}
+		c.nodes = append(c.nodes, n)
 	}
 	for i, addrs := range at.Pods {
 		pod := &model.Pod{
@@ -83,6 +87,9 @@ func New(seed uint64, at Places) *Cluster {
 		}
 		c.Pods = append(c.Pods, pod)
 	}
+	if at.Bare {
+		return c
+	}
 	for _, f := range netset.Families() {
 		slice := func(ns, service string, of ...[]netip.Addr) {
 			b := &model.Backends{Namespace: ns, Name: service + "-" + f.String(), Service: service, Family: f, Ports: []model.Port{{Protocol: "tcp", Port: 80}}}
@@ -95,6 +102,11 @@ func New(seed uint64, at Places) *Cluster {
 		slice("default", "kubernetes", at.Nodes[1])
 	}
 	return c
+}
+
+// Again makes the cluster draw as another seed has it.
+func (c *Cluster) Again(seed uint64) {
+	c.dice, c.netpolCount = newDice(seed), 0
 }
 
 // namespaces are those that pods are in.
@@ -122,8 +134,8 @@ func (c *Cluster) objects() Objects {
 	out := Objects{}
 	add(out, c.Pods)
 	add(out, c.nodes)
-	add(out, c.namespaces)
-	add(out, c.accounts)
+	add(out, c.Namespaces)
+	add(out, c.Accounts)
 	add(out, c.backends)
 	return out
 }
@@ -182,10 +194,10 @@ func (o Objects) keys(want func(model.Key) bool) []model.Key {
 // String is what a person needs to follow a decision.
 func (c *Cluster) String() string {
 	var out string
-	for _, ns := range c.namespaces {
+	for _, ns := range c.Namespaces {
 		out += fmt.Sprintln("namespace", ns.Name, ns.Labels)
 	}
-	for _, a := range c.accounts {
+	for _, a := range c.Accounts {
 		out += fmt.Sprintln("account", a.Namespace, a.Name, a.Labels)
 	}
 	for _, n := range c.nodes {
@@ -233,8 +245,8 @@ func (e end) world() bool { return e.pod == nil && e.node == nil }
 
 // namespaceOf is the labels of a pod's namespace.
 func (c *Cluster) namespaceOf(p *model.Pod) map[string]string {
-	i := slices.IndexFunc(c.namespaces, func(n *model.Namespace) bool { return n.Name == p.Namespace })
-	return c.namespaces[i].Labels
+	i := slices.IndexFunc(c.Namespaces, func(n *model.Namespace) bool { return n.Name == p.Namespace })
+	return c.Namespaces[i].Labels
 }
 
 // behind says whether an address is a backend of a service.

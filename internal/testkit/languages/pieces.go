@@ -10,6 +10,10 @@ import (
 // dice draws.
 type dice struct{ *rand.Rand }
 
+func newDice(seed uint64) dice {
+	return dice{rand.New(rand.NewPCG(seed, 7))} //nolint:gosec // to be repeated
+}
+
 func pick[T any](d dice, xs ...T) T { return xs[d.IntN(len(xs))] }
 
 // once is true n times of m.
