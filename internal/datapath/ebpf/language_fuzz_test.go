@@ -148,7 +148,7 @@ func (n *node) podAt(a netip.Addr) *pod {
 // the programs; of each packet the programs have to say what the oracle does.
 func TestLanguageFuzz(t *testing.T) {
 	x := newLanguageNode(t)
-	few := 150
+	few := 80
 	if emulated() {
 		few = 10
 	}
