@@ -2,7 +2,6 @@ package languages
 
 import (
 	"encoding/json"
-
 	"slices"
 	"strconv"
 	"strings"

@@ -25,18 +25,21 @@ type Places struct {
 
 // Anywhere are places that nobody has to reach.
 func Anywhere() Places {
-	both := func(v4, v6 string, i int) []netip.Addr {
-		return []netip.Addr{netip.MustParseAddr(fmt.Sprintf(v4, i)), netip.MustParseAddr(fmt.Sprintf(v6, i))}
+	at := func(i int, formats ...string) (out []netip.Addr) {
+		for _, f := range formats {
+			out = append(out, netip.MustParseAddr(fmt.Sprintf(f, i)))
+		}
+		return out
 	}
 	var p Places
 	for i := range 2 {
-		p.Nodes[i] = both("192.168.7.%d", "fd07::%d", 1+i)
+		p.Nodes[i] = at(1+i, "192.168.7.%d", "fd07::%d")
 	}
 	for i := range 6 {
-		p.Pods = append(p.Pods, both(fmt.Sprintf("10.244.%d.%%d", 1+i/3), fmt.Sprintf("fd10:244:0:%d::%%d", 1+i/3), 2+i%3))
+		p.Pods = append(p.Pods, at(2+i%3, fmt.Sprintf("10.244.%d.%%d", 1+i/3), fmt.Sprintf("fd10:244:0:%d::%%d", 1+i/3)))
 	}
 	for i := range 3 {
-		p.World = append(p.World, both("198.51.100.%d", "2001:db8::%d", 1+60*i))
+		p.World = append(p.World, at(1+60*i, "198.51.100.%d", "2001:db8::%d"))
 	}
 	return p
 }
