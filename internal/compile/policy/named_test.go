@@ -43,11 +43,13 @@ func TestNamedPortsOfPeers(t *testing.T) {
 		{"named", model.Rule{L4: []model.L4{{Proto: model.ProtoTCP, Named: []string{"http"}}}}, map[string][]uint16{"web": {80}, "api": {8080}}},
 		{"named, by a set", model.Rule{Peers: red, L4: []model.L4{{Proto: model.ProtoTCP, Named: []string{"http"}}}}, map[string][]uint16{"web": {80}, "api": {8080}}},
 		{
-			"excluded", model.Rule{L4: []model.L4{{Proto: model.ProtoTCP, NotNamed: []string{"http"}}}},
+			"excluded",
+			model.Rule{L4: []model.L4{{Proto: model.ProtoTCP, NotNamed: []string{"http"}}}},
 			map[string][]uint16{"web": {8080, 1}, "api": {80, 1}, "none": {80, 8080, 1}, "world": {80, 8080, 1}},
 		},
 		{
-			"excluded, by a set", model.Rule{Peers: red, L4: []model.L4{{Proto: model.ProtoTCP, Ports: []model.PortRange{{First: 80, Last: 8080}}, NotNamed: []string{"http"}}}},
+			"excluded, by a set",
+			model.Rule{Peers: red, L4: []model.L4{{Proto: model.ProtoTCP, Ports: []model.PortRange{{First: 80, Last: 8080}}, NotNamed: []string{"http"}}}},
 			map[string][]uint16{"web": {8080}, "api": {80}, "world": {80, 8080}},
 		},
 	} {
