@@ -281,7 +281,7 @@ func (d dice) section(p *model.Policy, name string) *model.Section {
 		}
 		if d.IntN(6) == 0 {
 			r.Local = []model.Peer{d.peer()}
-			r.Local[0].SameNamespace, r.Local[0].SameLabels = false, nil
+			r.Local[0].SameNamespace, r.Local[0].SameLabels, r.Local[0].Group = false, nil, nil // as no API has them there
 		}
 		if d.IntN(8) == 0 {
 			r.Subject = d.expr(1)
