@@ -55,7 +55,7 @@ struct weft_rule {
 	__u32 number; /* of its counter */
 	__u32 peers;  /* peer set that the other side must be in, 0: anybody */
 	__u16 sport_first;
-	__u16 sport_last; /* 0: from any port */
+	__u16 sport_last; /* less than the first: from any port */
 	__u8 answer;      /* enum weft_answer */
 	__u8 flags;
 	__u16 next; /* of WEFT_LATER: element of the list, RULE_NONE: after its end */
@@ -238,7 +238,7 @@ static __always_inline bool rule_matches(const struct weft_rule *r, const struct
 {
 	if ((r->flags & q->unwanted) || (r->flags & q->wanted) != q->wanted)
 		return false;
-	if (r->sport_last && (q->sport < r->sport_first || q->sport > r->sport_last))
+	if (r->sport_first <= r->sport_last && (q->sport < r->sport_first || q->sport > r->sport_last))
 		return false;
 	return !r->peers || is_member(members, r->peers, q->identity);
 }

@@ -34,7 +34,9 @@ func (a *Agent) can(_ context.Context, r api.CanRequest) (api.CanReply, error) {
 	for _, f := range netset.Families() {
 		q := policy.Question{From: from.end, To: to.end, Family: f, Proto: proto, Port: port}
 		if proto == model.ProtoICMP && f == netset.V6 {
-			q.Proto = model.ProtoICMPv6
+			if q.Proto = model.ProtoICMPv6; port == echoRequest(model.ProtoICMP) {
+				q.Port = echoRequest(model.ProtoICMPv6)
+			}
 		}
 		ans, err := policy.Can(s, q)
 		if err != nil {
@@ -145,12 +147,13 @@ func labelEnd(text string) (end, error) {
 	return end{policy.End{Pod: pod}, fmt.Sprintf("a pod in %s with labels %v", ns, list)}, nil
 }
 
-// parsePort understands "80", "80/tcp", "tcp/80", "icmp", "icmp/8" and protocol numbers.
+// parsePort understands "80", "80/tcp", "tcp/80", "icmp" (a ping), "icmp/8" and protocol numbers.
 func parsePort(text string) (proto int, port uint16, err error) {
 	proto = model.ProtoTCP
 	if text == "" {
 		return proto, 80, nil
 	}
+	typed := false
 	for _, w := range strings.Split(strings.ToLower(text), "/") {
 		if p := protoNumber(w); p >= 0 {
 			proto = p
@@ -160,12 +163,23 @@ func parsePort(text string) (proto int, port uint16, err error) {
 		if err != nil {
 			return 0, 0, fmt.Errorf("%q: want PORT/PROTOCOL, such as 80/tcp, or icmp/TYPE", text)
 		}
-		port = uint16(n)
+		port, typed = uint16(n), true
 	}
-	if proto == model.ProtoICMP || proto == model.ProtoICMPv6 {
+	switch icmp := proto == model.ProtoICMP || proto == model.ProtoICMPv6; {
+	case icmp && !typed:
+		port = echoRequest(proto)
+	case icmp:
 		port <<= 8
 	}
 	return proto, port, nil
+}
+
+// echoRequest is what ping sends, as the port of a question.
+func echoRequest(proto int) uint16 {
+	if proto == model.ProtoICMPv6 {
+		return 128 << 8
+	}
+	return 8 << 8
 }
 
 func protoNumber(name string) int {

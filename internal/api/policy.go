@@ -16,7 +16,7 @@ const (
 type CanRequest struct {
 	From string `json:"from"`
 	To   string `json:"to"`
-	Port string `json:"port"` // "80/tcp", "icmp", "icmp/8"; empty: 80/tcp
+	Port string `json:"port"` // "80/tcp", "icmp" (a ping), "icmp/8"; empty: 80/tcp
 }
 
 // CanReply has one answer for each family that both ends have.

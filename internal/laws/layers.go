@@ -35,7 +35,7 @@ func layers() map[string]layer {
 
 		"cmd/*": mains,
 
-		"testkit": tools, "laws": tools, "image": tools, "image/cmd/*": tools, "gen": tools, "gen/*": tools,
+		"testkit": tools, "testkit/*": tools, "laws": tools, "image": tools, "image/cmd/*": tools, "gen": tools, "gen/*": tools,
 		"test/*": tools, "test/*/*": tools, "test/*/*/*": tools,
 	}
 }

@@ -110,6 +110,14 @@ func PrefixLen16(p netip.Prefix) int {
 	return p.Bits()
 }
 
+// Shadowed returns the whole of the family whose unified form lies in p, though none of its addresses is in p: 0.0.0.0/0 for ::/0 and
+// what else ::ffff:0:0/96 is a part of. Who looks for the longest prefix of unified addresses has to know the two apart.
+func Shadowed(p netip.Prefix) (netip.Prefix, bool) {
+	whole := Default(V4)
+	mapped := netip.AddrFrom16(As16(whole.Addr()))
+	return whole, OfPrefix(p) == V6 && p.Bits() < PrefixLen16(whole) && p.Contains(mapped)
+}
+
 // ComparePrefix orders prefixes by family, address and length.
 func ComparePrefix(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))

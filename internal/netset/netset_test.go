@@ -73,3 +73,15 @@ func TestFamilies(t *testing.T) {
 		}
 	}
 }
+
+func TestShadowed(t *testing.T) {
+	for p, want := range map[string]bool{
+		"::/0": true, "::/1": true, "::/80": true, "::/81": false, "::/96": false, "::fffe:0:0/95": true, "::ffff:0:0/96": false, "8000::/1": false,
+		"fd00::/8": false, "0.0.0.0/0": false, "0.0.0.0/8": false,
+	} {
+		whole, got := netset.Shadowed(netip.MustParsePrefix(p))
+		if got != want || whole != netip.MustParsePrefix("0.0.0.0/0") {
+			t.Errorf("%s: got %s %v", p, whole, got)
+		}
+	}
+}

@@ -75,7 +75,7 @@ func (w world) side(subject, other end, p Packet, ingress bool) Decision {
 	}
 	slices.SortStableFunc(all, func(a, b ranked) int {
 		return cmp.Or(cmp.Compare(a.tier.Order, b.tier.Order), cmp.Compare(a.tier.API+"/"+a.tier.Name, b.tier.API+"/"+b.tier.Name),
-			cmp.Compare(a.Order, b.Order), cmp.Compare(a.Tie, b.Tie), cmp.Compare(a.Key().Name, b.Key().Name))
+			cmp.Compare(a.Order, b.Order), cmp.Compare(a.Tie, b.Tie), model.SetsFirst(a.Policy, b.Policy), cmp.Compare(a.Key().Name, b.Key().Name))
 	})
 	skip := math.Inf(-1)
 	for len(all) > 0 {

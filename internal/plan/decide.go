@@ -43,7 +43,7 @@ func (r *PolicyRule) matches(pkt Packet) bool {
 	if r.Family != 0 && r.Family != pkt.Family {
 		return false
 	}
-	if r.SrcPorts != (model.PortRange{}) && (pkt.SrcPort < r.SrcPorts.First || pkt.SrcPort > r.SrcPorts.Last) {
+	if r.SrcPorts != nil && (pkt.SrcPort < r.SrcPorts.First || pkt.SrcPort > r.SrcPorts.Last) {
 		return false
 	}
 	at := L4{Proto: pkt.Proto, Port: pkt.DstPort, Bits: 16}

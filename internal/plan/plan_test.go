@@ -86,6 +86,8 @@ func change(v reflect.Value) {
 			v.SetUint(v.Uint() + 1)
 		case reflect.Bool:
 			v.SetBool(!v.Bool())
+		case reflect.Pointer:
+			change(v.Elem())
 		case reflect.Slice, reflect.Array:
 			change(v.Index(0))
 		case reflect.Struct:
@@ -101,7 +103,7 @@ func TestRuleText(t *testing.T) {
 	rule := func() plan.PolicyRule {
 		return plan.PolicyRule{
 			ID: 1, Origin: "o", Level: 1, Verdict: model.VerdictPass, PassTo: 2, Family: 4, Peers: 5,
-			L4: []plan.L4{{Proto: 6, Port: 80, Bits: 16}}, SrcPorts: model.PortRange{First: 1, Last: 2},
+			L4: []plan.L4{{Proto: 6, Port: 80, Bits: 16}}, SrcPorts: &model.PortRange{First: 1, Last: 2},
 		}
 	}
 	was := rule()

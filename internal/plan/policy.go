@@ -133,17 +133,16 @@ func ProtoName(p int) string {
 // PolicyRule is one step of a PolicySet. The first rule of the list whose parts all match decides, but for those that are
 // Staged or VerdictLog, which are noted, and VerdictPass, which leaves out what is of a lower Level than PassTo.
 type PolicyRule struct {
-	ID      ID     // of the rule: its counter
-	Origin  string // which object's rule this is, or at the end of a tier "default/web, default/db: none allows"
-	Level   int    // the place of the rule's tier in the set, from 1
-	Verdict model.Verdict
-	PassTo  int           // of VerdictPass: the level to go on at
-	Family  netset.Family // 0: both
-	Peers   ID            // of a PeerSet that the other side must be in; 0: anything
-	L4      []L4          // one of them must match; never empty
-	// Source ports; the zero value is all of them.
-	SrcPorts model.PortRange
-	Hosts    bool // asked about the node's own traffic as well
+	ID       ID     // of the rule: its counter
+	Origin   string // which object's rule this is, or at the end of a tier "default/web, default/db: none allows"
+	Level    int    // the place of the rule's tier in the set, from 1
+	Verdict  model.Verdict
+	PassTo   int              // of VerdictPass: the level to go on at
+	Family   netset.Family    // 0: both
+	Peers    ID               // of a PeerSet that the other side must be in; 0: anything
+	L4       []L4             // one of them must match; never empty
+	SrcPorts *model.PortRange // nil: all
+	Hosts    bool             // asked about the node's own traffic as well
 	Staged   bool
 	Log      bool
 	Label    string // of what is logged, the user's
@@ -152,7 +151,7 @@ type PolicyRule struct {
 // String is the rule on one line.
 func (r PolicyRule) String() string {
 	src := ""
-	if r.SrcPorts != (model.PortRange{}) {
+	if r.SrcPorts != nil {
 		src = "from ports " + r.SrcPorts.String()
 	}
 	to, family, peers := "", "", "any"

@@ -45,8 +45,8 @@ spec:
 `, mode)
 }
 
-// table is a table of a node's agent, which may be starting.
-func (l *lab) table(node, name string) []map[string]string {
+// shown is a table of a node's agent, which may be starting.
+func (l *lab) shown(node, name string) []map[string]string {
 	l.Helper()
 	var rows []map[string]string
 	l.eventually(30*time.Second, "the agent of "+node+" answers", func() bool {
@@ -59,7 +59,7 @@ func (l *lab) table(node, name string) []map[string]string {
 // back tells why a node took a policy back; "" if it did not.
 func (l *lab) back(node, policy string) string {
 	l.Helper()
-	for _, t := range l.table(node, "trials") {
+	for _, t := range l.shown(node, "trials") {
 		if strings.HasSuffix(t["object"], policy) && t["state"] == "taken back" {
 			return t["broke"]
 		}
@@ -70,7 +70,7 @@ func (l *lab) back(node, policy string) string {
 // hits is how many packets the rules of a policy have decided about, or would have.
 func (l *lab) hits(node, policy string, staged bool) (n int) {
 	l.Helper()
-	for _, r := range l.table(node, "policyrules") {
+	for _, r := range l.shown(node, "policyrules") {
 		if strings.Contains(r["rule"], policy) && strings.HasPrefix(r["note"], "staged") == staged {
 			k, err := strconv.Atoi(r["packets"])
 			if err != nil {
@@ -158,13 +158,13 @@ spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 53, proto
 		}
 	}
 	l.put("cut", "")
-	l.eventually(5*time.Second, "nothing is left of the policies", func() bool { return len(l.table("node1", "trials")) == 0 })
+	l.eventually(5*time.Second, "nothing is left of the policies", func() bool { return len(l.shown("node1", "trials")) == 0 })
 
 	// Shadow, then in earnest: the same traffic, the same numbers.
 	const each = 25
 	inB := l.watch("exec", "b", "9")
 	l.put("drop", drop("shadow"))
-	l.eventually(5*time.Second, "the policy is there", func() bool { return len(l.table("node1", "policyrules")) == 1 })
+	l.eventually(5*time.Second, "the policy is there", func() bool { return len(l.shown("node1", "policyrules")) == 1 })
 	l.replay("a", "b", each)
 	passed, would := inB.now(), l.hits("node1", "drop", true)
 	if passed != 2*each {
@@ -172,7 +172,7 @@ spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 53, proto
 	}
 	l.put("drop", drop("confirm"))
 	l.eventually(5*time.Second, "the policy is in force", func() bool {
-		rules := l.table("node1", "policyrules")
+		rules := l.shown("node1", "policyrules")
 		return len(rules) == 1 && rules[0]["note"] == ""
 	})
 	l.replay("a", "b", each)
@@ -183,7 +183,7 @@ spec: {nodeName: node2, containers: [{name: c, ports: [{containerPort: 53, proto
 	if would != 2*each || dropped != would {
 		t.Errorf("in shadow %d of %d would have been denied, in force %d were", would, 2*each, dropped)
 	}
-	l.eventually(30*time.Second, "it is kept", func() bool { return len(l.table("node1", "trials")) == 0 })
+	l.eventually(30*time.Second, "it is kept", func() bool { return len(l.shown("node1", "trials")) == 0 })
 	l.replay("a", "b", 1)
 	if arrived := inB.now() - passed; arrived > 0 {
 		t.Errorf("%d forbidden datagrams arrived after the trial", arrived)

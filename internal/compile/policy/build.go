@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -201,11 +202,7 @@ func (b *builder) peerID(r *rule, port namedPort) (plan.ID, bool) {
 		if p = p.seenBy(b.labels); p == nil {
 			continue
 		}
-		x := *p
-		if port != (namedPort{}) {
-			x.Select = selector.AllOf(p.Select, selector.Equal(port.key, port.value))
-		}
-		seen = append(seen, &x)
+		seen = append(seen, port.narrow(*p))
 	}
 	if len(seen) == 0 {
 		return 0, false
@@ -215,15 +212,41 @@ func (b *builder) peerID(r *rule, port namedPort) (plan.ID, bool) {
 	return s.id, true
 }
 
+// narrow returns the peer of which the names are as they must be. An address may be selected by the labels of a set that it is in and
+// have the port by those of its pod, so that both are asked apart.
+func (n namedPort) narrow(p peer) *peer {
+	if n.key != "" {
+		has := selector.Equal(n.key, n.value)
+		if p.Select == nil {
+			p.Select = has
+		} else {
+			p.grouped, p.group = true, []*peer{{Peer: model.Peer{Select: has}, grouped: p.grouped, group: p.group}}
+		}
+	}
+	for key := range strings.Lines(n.not) {
+		p.NotSelect = union(p.NotSelect, selector.Equal(strings.TrimSuffix(key, "\n"), n.value))
+	}
+	return &p
+}
+
+// union is what one of two expressions selects; a may be nil, for nothing.
+func union(a, b *selector.Expr) *selector.Expr {
+	if a == nil {
+		return b
+	}
+	return selector.AnyOf(a, b)
+}
+
 // variant is one kind of ports of a rule.
 type variant struct {
 	l4   []plan.L4
-	src  model.PortRange
+	src  *model.PortRange // nil: all
 	port namedPort
 }
 
-// namedPort is a named port of peers, and its number.
-type namedPort struct{ key, value string }
+// namedPort is a number of a port with the name by which peers must have it, "" if none, and those by which they must not, each with
+// a line's end.
+type namedPort struct{ key, value, not string }
 
 // variants returns the kinds of ports that a rule is about. A rule that is about no port at all has none.
 func (b *builder) variants(r *rule) []variant {
@@ -236,7 +259,7 @@ func (b *builder) variants(r *rule) []variant {
 			return
 		}
 		for i := range out {
-			if out[i].src == v.src && out[i].port == v.port {
+			if samePorts(out[i].src, v.src) && out[i].port == v.port {
 				out[i].l4 = append(out[i].l4, v.l4...)
 				return
 			}
@@ -250,7 +273,7 @@ func (b *builder) variants(r *rule) []variant {
 		}
 		for _, proto := range protocols(l) {
 			for _, src := range sources(l) {
-				for _, v := range b.destinations(l, proto, r.Verdict) {
+				for _, v := range b.destinations(l, proto) {
 					v.src = src
 					add(v)
 				}
@@ -282,42 +305,61 @@ func protocols(l model.L4) []int {
 	return slices.DeleteFunc(all, func(p int) bool { return slices.Contains(l.NotProto, p) })
 }
 
-// sources are the source ports as ranges that do not overlap; the zero range is all of them.
-func sources(l model.L4) []model.PortRange {
+func samePorts(a, b *model.PortRange) bool { return a == b || a != nil && b != nil && *a == *b }
+
+// sources are the source ports as ranges that do not overlap; nil is all of them.
+func sources(l model.L4) []*model.PortRange {
 	if l.SrcPorts == nil && len(l.NotSrcPorts) == 0 {
-		return []model.PortRange{{}}
+		return []*model.PortRange{nil}
 	}
 	want := l.SrcPorts
 	if want == nil {
 		want = []model.PortRange{{First: 0, Last: 65535}}
 	}
-	out := subtract(merge(want), merge(l.NotSrcPorts))
-	for i, r := range out {
+	var out []*model.PortRange
+	for _, r := range subtract(merge(want), merge(l.NotSrcPorts)) {
 		if r == (model.PortRange{First: 0, Last: 65535}) {
-			out[i] = model.PortRange{}
+			return []*model.PortRange{nil}
 		}
+		out = append(out, &r)
 	}
 	return out
 }
 
 // destinations returns the destination ports of one protocol.
-func (b *builder) destinations(l model.L4, proto int, v model.Verdict) []variant {
+func (b *builder) destinations(l model.L4, proto int) []variant {
 	if proto == model.ProtoAny || l.Ports == nil && l.Named == nil && len(l.NotPorts) == 0 && len(l.NotNamed) == 0 {
 		return []variant{{l4: []plan.L4{{Proto: proto}}}}
 	}
 	not := slices.Clone(l.NotPorts)
+	except := map[string]string{} // by number: the names by which peers may have it that must not
 	for _, name := range l.NotNamed {
 		if b.d == plan.Ingress {
 			not = append(not, b.ownPort(proto, name)...)
-		} else if v == model.VerdictAllow || v == model.VerdictPass {
-			return nil // which ports of which peer are left cannot be said: nothing is allowed that might not be meant
+			continue
 		}
+		key := selector.Port + plan.ProtoName(proto) + "/" + name
+		for _, value := range b.e.ports.values(key) {
+			except[value] += key + "\n"
+		}
+	}
+	var out []variant
+	add := func(want []model.PortRange, port namedPort) {
+		want = subtract(merge(want), merge(not))
+		var some []model.PortRange // that are not open to all peers
+		for _, value := range slices.Sorted(maps.Keys(except)) {
+			r := number(value)
+			some = append(some, r)
+			if rest := subtract([]model.PortRange{r}, want); len(rest) == 0 {
+				out = append(out, variant{l4: portPrefixes(proto, []model.PortRange{r}), port: namedPort{port.key, value, except[value]}})
+			}
+		}
+		out = append(out, variant{l4: portPrefixes(proto, subtract(want, merge(some))), port: port})
 	}
 	want := slices.Clone(l.Ports)
 	if l.Ports == nil && l.Named == nil {
 		want = []model.PortRange{{First: 0, Last: 65535}}
 	}
-	var out []variant
 	for _, name := range l.Named {
 		if b.d == plan.Ingress {
 			want = append(want, b.ownPort(proto, name)...)
@@ -325,12 +367,17 @@ func (b *builder) destinations(l model.L4, proto int, v model.Verdict) []variant
 		}
 		key := selector.Port + plan.ProtoName(proto) + "/" + name
 		for _, value := range b.e.ports.values(key) {
-			n, _ := strconv.ParseUint(value, 10, 16)
-			r := subtract([]model.PortRange{{First: uint16(n), Last: uint16(n)}}, merge(not))
-			out = append(out, variant{l4: portPrefixes(proto, r), port: namedPort{key, value}})
+			add([]model.PortRange{number(value)}, namedPort{key: key, value: value})
 		}
 	}
-	return append(out, variant{l4: portPrefixes(proto, subtract(merge(want), merge(not)))})
+	add(want, namedPort{})
+	return out
+}
+
+// number is the port of a named port's value.
+func number(value string) model.PortRange {
+	n, _ := strconv.ParseUint(value, 10, 16)
+	return model.PortRange{First: uint16(n), Last: uint16(n)}
 }
 
 // servicePorts returns the ports of a service's backends; the rule's peers are those backends. Where they do not all have the

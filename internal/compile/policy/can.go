@@ -55,9 +55,17 @@ func Can(s model.Snapshot, q Question) (Answer, error) {
 	}
 	var out Answer
 	pkt := plan.Packet{Family: q.Family, Proto: q.Proto, DstPort: q.Port, SrcPort: 32768}
+	home := q.From.node() == q.To.node()
 	out.Egress = ask(s, q.From, q.To, plan.Egress, pkt)
-	pkt.FromHost = q.From.Node != "" && q.From.Node == q.To.node()
+	pkt.FromHost = q.From.Node != "" && home
 	out.Ingress = ask(s, q.To, q.From, plan.Ingress, pkt)
+	unasked := Side{Policed: true, Verdict: model.VerdictAllow, By: "between a node and its own pods the node's policies are not asked"}
+	if home && q.From.Node != "" {
+		out.Egress = unasked
+	}
+	if home && q.To.Node != "" {
+		out.Ingress = unasked
+	}
 	return out, nil
 }
 

@@ -56,7 +56,7 @@ func Shadowed(set *plan.PolicySet, members func(plan.ID) []plan.ID) map[int]int 
 func covers(a, b *plan.PolicyRule, members func(plan.ID) []plan.ID) bool {
 	if a.Staged || a.Verdict == model.VerdictLog || a.Verdict == model.VerdictPass && a.PassTo <= b.Level ||
 		a.Family != 0 && a.Family != b.Family || a.Hosts != b.Hosts ||
-		a.SrcPorts != (model.PortRange{}) && (b.SrcPorts == (model.PortRange{}) || a.SrcPorts.First > b.SrcPorts.First || a.SrcPorts.Last < b.SrcPorts.Last) {
+		a.SrcPorts != nil && (b.SrcPorts == nil || a.SrcPorts.First > b.SrcPorts.First || a.SrcPorts.Last < b.SrcPorts.Last) {
 		return false
 	}
 	for _, m := range b.L4 {

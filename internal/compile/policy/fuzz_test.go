@@ -251,6 +251,9 @@ func (d dice) l4() model.L4 {
 		l.Named = []string{pick(d, "http", "dns")}
 	}
 	if d.IntN(8) == 0 {
+		l.NotNamed = []string{pick(d, "http", "dns"), "http"}
+	}
+	if d.IntN(8) == 0 {
 		l.NotPorts = d.ports()
 	}
 	if d.IntN(8) == 0 {
@@ -288,7 +291,7 @@ func (d dice) section(p *model.Policy, name string) *model.Section {
 		}
 		if d.IntN(6) == 0 {
 			r.Local = []model.Peer{d.peer()}
-			r.Local[0].SameNamespace, r.Local[0].SameLabels = false, nil
+			r.Local[0].SameNamespace, r.Local[0].SameLabels, r.Local[0].Group = false, nil, nil // as no API has them there
 		}
 		if d.IntN(8) == 0 {
 			r.Subject = d.expr(1)

@@ -231,12 +231,7 @@ func (e *Engine) candidates(p *peer) iter.Seq[*class] {
 }
 
 // demand is what the peer's labels must have, for the index.
-func (p *peer) demand() *selector.Expr {
-	if p.Select == nil || p.grouped {
-		return nil
-	}
-	return p.Select
-}
+func (p *peer) demand() *selector.Expr { return p.Select }
 
 func (e *Engine) abandon(s *peerSet) {
 	if s == nil {

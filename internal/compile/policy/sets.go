@@ -226,7 +226,7 @@ type asked struct {
 // comparePolicies is the order in which policies are asked.
 func comparePolicies(a, b *policy) int {
 	return cmp.Or(cmp.Compare(a.tier.Order, b.tier.Order), strings.Compare(a.tier.API+"/"+a.tier.Name, b.tier.API+"/"+b.tier.Name),
-		cmp.Compare(a.Order, b.Order), strings.Compare(a.Tie, b.Tie), compareKeys(a.Key(), b.Key()))
+		cmp.Compare(a.Order, b.Order), strings.Compare(a.Tie, b.Tie), model.SetsFirst(a.Policy, b.Policy), compareKeys(a.Key(), b.Key()))
 }
 
 // set is a policy set with its users.
@@ -253,6 +253,20 @@ func (e *Engine) setFor(l *local, mine []asked, d plan.Direction) *set {
 		n++
 		fmt.Fprintf(&sig, " %d/%d", p.serial, p.view)
 		varies = varies || p.varies || e.ports.asked(p.policy, d)
+		if !p.varies {
+			continue
+		}
+		b := builder{e: e, l: l, d: d, labels: p.labels}
+		fmt.Fprint(&sig, " ", isSubject(p.labels, p.subject))
+		for _, r := range p.rules[d] { // which of them are about it
+			if r.subject != nil {
+				fmt.Fprint(&sig, " ", isSubject(p.labels, r.subject))
+			}
+			if r.local != nil {
+				family, ok := b.local(r)
+				fmt.Fprint(&sig, " ", family, ok)
+			}
+		}
 	}
 	if n == 0 {
 		return nil
@@ -267,6 +281,9 @@ func (e *Engine) setFor(l *local, mine []asked, d plan.Direction) *set {
 			if labels.Account != nil {
 				fmt.Fprint(&sig, " ", labels.Account.Labels)
 			}
+		}
+		if node := l.holder.node; node != nil {
+			fmt.Fprint(&sig, " ", node.Labels)
 		}
 		if l.host != nil {
 			fmt.Fprint(&sig, " ", l.host.Labels)

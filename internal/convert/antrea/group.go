@@ -86,8 +86,15 @@ func (c *conversion) members(g *model.Group, spec *groupSpec) {
 		byLabels("spec."+fieldNodes, e, ok)
 	case spec.ServiceReference != nil:
 		field := "spec.serviceReference"
-		e := object.Pods("", backends(spec.ServiceReference))
-		byLabels(field, e, c.complete(field, spec.ServiceReference))
+		if !c.complete(field, spec.ServiceReference) {
+			c.notYet(field)
+			return
+		}
+		// What is behind a service is known apart from what it is, so that no expression is true of both.
+		g.Members = append(g.Members, model.Peer{
+			Select:    backends(spec.ServiceReference),
+			NotSelect: selector.OneOf(selector.Kind, selector.KindHost, selector.KindRemoteNode, selector.KindWorld),
+		})
 	case spec.IPBlock != nil:
 		c.memberBlock(g, "spec."+fieldBlock, *spec.IPBlock)
 	case len(spec.IPBlocks) > 0:

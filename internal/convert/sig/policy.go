@@ -73,6 +73,7 @@ func (c *converter) place(tier, priority json.RawMessage) {
 		if !object.Absent(priority) {
 			c.bad.Wrap("spec", &object.UnknownField{Field: "spec", Name: "priority"})
 		}
+		c.policy.Order = -1 // before those that have a priority
 		return
 	}
 	var p *int64

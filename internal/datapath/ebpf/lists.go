@@ -49,7 +49,11 @@ func listsOf(set uint32, row *plan.PolicySet, number func(*plan.PolicyRule) (rul
 	rules := make([]weftWeftRule, len(row.Rules))
 	for i := range row.Rules {
 		r := &row.Rules[i]
-		x := weftWeftRule{SportFirst: r.SrcPorts.First, SportLast: r.SrcPorts.Last, Answer: uint8(r.Verdict), Flags: ruleFamily(r.Family)}
+		// A range of source ports that ends before it begins is all of them: port 0 alone is one, too.
+		x := weftWeftRule{SportFirst: 1, Answer: uint8(r.Verdict), Flags: ruleFamily(r.Family)}
+		if r.SrcPorts != nil {
+			x.SportFirst, x.SportLast = r.SrcPorts.First, r.SrcPorts.Last
+		}
 		if r.Hosts {
 			x.Flags |= ruleHosts
 		}

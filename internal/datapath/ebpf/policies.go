@@ -305,6 +305,9 @@ func (p *policies) putAddress(row *plan.Address) error {
 	if err != nil {
 		return fmt.Errorf("address %s: identity %s: %w", row.Prefix, row.Identity, err)
 	}
+	if err := p.uncover(row.Prefix); err != nil {
+		return fmt.Errorf("address %s: %w", row.Prefix, err)
+	}
 	before := p.identityAt(row.Prefix)
 	was, exact := p.exact(row.Prefix)
 	if exact && was == x.n {
@@ -360,11 +363,22 @@ func (p *policies) found(at netip.Prefix) {
 	}
 }
 
+// dropAddress forgets whose a prefix is.
 func (p *policies) dropAddress(at netip.Prefix) error {
 	p.found(at)
 	was, exact := p.exact(at)
 	if !exact {
 		return nil
+	}
+	if at == netset.Default(netset.OfPrefix(at)) && p.covered(at) { // by one of another family: see uncover
+		if was == worldNumber {
+			return nil
+		}
+		if err := p.putWorld(at); err != nil {
+			return fmt.Errorf("address %s: %w", at, err)
+		}
+		p.moved(was, worldNumber)
+		return p.numbers.hold(was, -1, -1)
 	}
 	var err error
 	if at.IsSingleIP() {
@@ -377,7 +391,13 @@ func (p *policies) dropAddress(at netip.Prefix) error {
 		return fmt.Errorf("address %s: %w", at, err)
 	}
 	p.moved(was, p.identityAt(at))
-	return p.numbers.hold(was, -1, -1)
+	err = p.numbers.hold(was, -1, -1)
+	if other, ok := netset.Shadowed(at); ok && !p.covered(other) {
+		if v, there := p.exact(other); there && v == worldNumber {
+			err = errors.Join(err, p.dropAddress(other))
+		}
+	}
+	return err
 }
 
 func (p *policies) inTrie(key weftWeftPrefix) bool {

@@ -116,7 +116,7 @@ func (x *fuzzed) set(name string, d plan.Direction) *plan.PolicySet {
 			r.Peers = x.peers[x.r.IntN(len(x.peers))].ID
 		}
 		if x.r.IntN(6) == 0 {
-			r.SrcPorts = model.PortRange{First: uint16(x.r.IntN(3)), Last: 1000 + uint16(x.r.IntN(3))}
+			r.SrcPorts = &model.PortRange{First: uint16(x.r.IntN(3)), Last: 1000 + uint16(x.r.IntN(3))}
 		}
 		for range 1 + x.r.IntN(3) {
 			r.L4 = append(r.L4, x.layerFour())
@@ -324,8 +324,8 @@ func (x *fuzzed) ask(in, out *plan.PolicySet, hits map[plan.ID]uint64) bool {
 	return true
 }
 
-func (x *fuzzed) remotes() (out []netip.Prefix) {
-	for r := range x.rows.All(plan.KindRemote) {
+func (n *node) remotes() (out []netip.Prefix) {
+	for r := range n.rows.All(plan.KindRemote) {
 		out = append(out, r.(*plan.Remote).Prefix)
 	}
 	return out
