@@ -101,6 +101,14 @@ func (m Module) build(ctx context.Context, dir string, p Program) error {
 			return fmt.Errorf("build %s: %s is missing: run hack/deps.sh e2e", p.Name, p.Header)
 		}
 	}
+	for name, text := range m.Sources {
+		if err := os.MkdirAll(filepath.Join(work, filepath.Dir(name)), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(work, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
 	flags := "-s -w"
 	if p.Stamp {
 		flags += " " + stamp()

@@ -1,5 +1,7 @@
 package binaries
 
+import _ "embed" // of sources
+
 // Module is one Go module that programs are built from. Modules are resolved apart from each other and from
 // this repository's own module, so that no version here influences weft's.
 type Module struct {
@@ -9,6 +11,8 @@ type Module struct {
 	// Replaced says that the first module names its companions with local replacements, as Kubernetes does with
 	// its staging modules. They are published apart, under v0 and the same minor and patch version.
 	Replaced bool
+	// Sources are Go files of packages of our own, by their path in the module that is made for the build.
+	Sources map[string]string `json:",omitempty"`
 	// Files are files of the last module, by their name in the directory of binaries.
 	Files map[string]string `json:",omitempty"`
 }
@@ -92,18 +96,21 @@ func Suites() []Module {
 			PolicySuite + "-crd/clusternetworkpolicies.yaml": "config/crd/experimental/policy.networking.k8s.io_clusternetworkpolicies.yaml",
 		}},
 		{Name: "policy-" + policyAlpha, Requires: []string{"k8s.io/kubernetes@" + policyHost, module + "@" + policyAlpha}, Replaced: true, Programs: []Program{
-			{Name: PolicyAlphaSuite, Package: module + "/conformance", Test: true},
-		}, Files: map[string]string{
+			{Name: PolicyAlphaSuite, Package: "./suite", Test: true},
+		}, Sources: map[string]string{"suite/suite_test.go": alphaSuite}, Files: map[string]string{
 			PolicyAlphaSuite + "-crd/adminnetworkpolicies.yaml":         "config/crd/policy.networking.k8s.io_adminnetworkpolicies.yaml",
 			PolicyAlphaSuite + "-crd/baselineadminnetworkpolicies.yaml": "config/crd/policy.networking.k8s.io_baselineadminnetworkpolicies.yaml",
 		}},
 	}
 }
 
+//go:embed alpha_test.go.txt
+var alphaSuite string
+
 // Programs of suites that are Go test binaries, with the definitions that they need in the directory of that name and "-crd".
 const (
 	PolicySuite      = "policy-" + policyAPI + ".test"
-	PolicyAlphaSuite = "policy-" + policyAlpha + ".test"
+	PolicyAlphaSuite = "policy-" + policyAlpha + "-patient.test"
 )
 
 // leanContainerd leaves out the snapshotters that need C libraries.
