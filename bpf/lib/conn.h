@@ -211,6 +211,16 @@ static __always_inline bool conn_stands(const struct weft_settings *s, const str
 #define ASK_HOST    0x02 /* the node itself opened it */
 #define ASK_QUIET   0x04
 
+/* record_logged has a frame of its own, apart from the deepest chain of calls. */
+static __noinline int record_logged(const struct weft_header *p, const struct weft_ask *a,
+				    const struct weft_question *q, __u32 direction)
+{
+	__u32 ifindex = direction == WEFT_EGRESS ? a->end[0].ifindex : a->end[1].ifindex;
+
+	record(p, &a->l4, direction, 0, q->answer, q->logged, ifindex);
+	return 0;
+}
+
 /* ask_end asks one end's set. peer is the other end's address. */
 __global int ask_end(const struct weft_header *p, const struct weft_ask *a, __u32 how, __u32 direction,
 		     struct weft_ruling *r)
@@ -259,7 +269,7 @@ __global int ask_end(const struct weft_header *p, const struct weft_ask *a, __u3
 	}
 	ask_set(set, &q);
 	if (unlikely(q.logged) && !q.quiet)
-		record(p, &a->l4, direction, 0, q.answer, q.logged, source ? a->end[0].ifindex : a->end[1].ifindex);
+		record_logged(p, a, &q, direction);
 	if (direction == WEFT_EGRESS)
 		r->rule[WEFT_EGRESS] = q.rule;
 	else

@@ -198,15 +198,15 @@ struct weft_question {
 	__u32 list;
 	__u32 chunk; /* of the list, that is next */
 	__u32 rule;
-	__u32 logged; /* the last rule that matched and wants a record, 0: none */
-	__u16 sport;  /* in host byte order */
+	__u16 sport; /* in host byte order */
 	__be16 dport;
 	__u8 proto;
 	__u8 unwanted; /* flags of rules that are not asked */
 	__u8 wanted;   /* flags that a rule must have to be asked */
 	__u8 quiet;    /* 1: count nothing */
-	__u8 answer;
-	__u8 pad[3];
+	__u32 answer : 8;
+	__u32 logged : 24; /* the last rule that matched and wants a record, 0: none. Another word would not fit the
+			      stack of 6.1 */
 };
 
 static __always_inline void count_rule(__u32 number)

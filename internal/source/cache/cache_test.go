@@ -85,7 +85,7 @@ func policy(name string, order float64) *model.Policy {
 	group := ref("g")
 	return &model.Policy{
 		Ref: ref(name), Tier: model.TierRef{API: model.APICalico, Name: "t", Order: order}, Order: order, Tie: "tie", Set: true, Hook: model.HookForward,
-		Subject: e, Groups: []model.Ref{group}, Staged: true, Confirm: model.ConfirmAlways, Unsupported: []string{"spec.x"}, Part: 2,
+		Subject: e, Groups: []model.Ref{group}, Staged: true, Confirm: model.ConfirmAlways, Unsupported: []string{"spec.x"}, Problem: "spec.x: wrong", Part: 2,
 		Ingress: &model.Section{Isolates: true, Rules: []model.Rule{
 			{},
 			{Peers: []model.Peer{}, L4: []model.L4{}, Local: []model.Peer{}},
