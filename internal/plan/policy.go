@@ -241,6 +241,9 @@ func (g *Guard) Key() Key {
 	return Key{KindGuard, cmp.Or(g.Dev, "host")}
 }
 
+// OfNode says whether it is the node itself that is under policy.
+func (g *Guard) OfNode() bool { return g.Dev == "" || g.Node }
+
 // NodeGuardKey is the key of the guard of the node itself on a device. No device has a slash in its name.
 func NodeGuardKey(dev string) Key { return Key{KindGuard, "host/" + dev} }
 

@@ -110,7 +110,7 @@ func (d *Driver) dropGuard(g *plan.Guard) error {
 	name := g.Key().Name
 	before := d.policy.guards[name]
 	delete(d.policy.guards, name)
-	if _, ok := d.pods[g.Dev]; ok || g.Dev == "" || g.Node {
+	if _, ok := d.pods[g.Dev]; ok || g.OfNode() {
 		d.policy.left[name] = true
 	}
 	err := d.guardAgain(name)

@@ -343,8 +343,15 @@ func TestPolicyFull(t *testing.T) {
 	for _, v := range []model.Verdict{model.VerdictDeny, model.VerdictReject, model.VerdictPass} {
 		wide := rule("wide", v, "full")
 		wide.PassTo = 2
-		refused("before "+v.String(), put("before "+v.String(), wide, rule("friends", model.VerdictAllow, "friends")), "wide, it denies everybody")
+		name := "before " + v.String()
+		refused(name, put(name, wide, rule("friends", model.VerdictAllow, "friends")), "wide, it denies everybody")
 		reaches(t, q, p, netset.V4, 80, false)
+		for _, g := range []*plan.Guard{{}, {Dev: "eth1", Node: true}} { // but not the node itself, which keeps what it had
+			g.Ingress = set(name, plan.Ingress).ID
+			if _, err := pol.guard(a.rows, g); err == nil || !strings.Contains(err.Error(), "wide, it denies everybody") {
+				t.Errorf("%s of %s: %v", name, g.Key(), err)
+			}
+		}
 	}
 	// There is room again.
 	keys = nil

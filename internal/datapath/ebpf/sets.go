@@ -359,7 +359,7 @@ func (p *policies) guard(want plan.View, g *plan.Guard) (weftWeftGuard, error) {
 			errs = append(errs, fmt.Errorf("guard %s: %w: %w", g.Key().Name, errNoSet, err))
 			continue
 		}
-		if g.Dev == "" && s.refused != nil { // the node is not put under rules that deny more than they should
+		if g.OfNode() && s.refused != nil { // the node is not put under rules that deny more than they should
 			errs = append(errs, fmt.Errorf("guard %s: %w", g.Key().Name, s.refused))
 		}
 		*side.to = s.n
