@@ -248,14 +248,7 @@ func (c *Cluster) antreaPort() antreaPort {
 }
 
 func (k *antrea) objects() []any {
-	out := append(k.netpols.objects(), k.tier)
-	for _, g := range k.groups {
-		out = append(out, g)
-	}
-	for _, p := range k.policies {
-		out = append(out, p)
-	}
-	return out
+	return with(with(append(k.netpols.objects(), k.tier), k.groups), k.policies)
 }
 
 // priority is where a tier stands among Antrea's tiers.

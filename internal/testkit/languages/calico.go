@@ -309,15 +309,5 @@ func (c *Cluster) calicoPort(named bool) any {
 }
 
 func (k *calico) objects() []any {
-	var out []any
-	for _, t := range k.tiers {
-		out = append(out, t)
-	}
-	for _, s := range k.sets {
-		out = append(out, s)
-	}
-	for _, p := range k.policies {
-		out = append(out, p)
-	}
-	return out
+	return with(with(with(nil, k.tiers), k.sets), k.policies)
 }

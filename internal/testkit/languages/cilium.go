@@ -218,11 +218,7 @@ func (c *Cluster) ciliumPorts() ciliumPorts {
 }
 
 func (k *cilium) objects() []any {
-	out := append(k.netpols.objects(), k.group)
-	for _, p := range k.policies {
-		out = append(out, p)
-	}
-	return out
+	return with(append(k.netpols.objects(), k.group), k.policies)
 }
 
 // decide: what some rule denies is denied, else what some rule or NetworkPolicy allows is allowed, else a side that some policy

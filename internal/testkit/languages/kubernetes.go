@@ -97,11 +97,7 @@ func (c *Cluster) netpolPort() netpolPort {
 }
 
 func (k kubernetes) objects() []any {
-	var out []any
-	for _, p := range k {
-		out = append(out, p)
-	}
-	return out
+	return with(nil, k)
 }
 
 // decide: what no policy selects is open; what some policy selects is closed but for what one of them allows.
@@ -216,11 +212,7 @@ func newGKE(c *Cluster) policies {
 }
 
 func (g gke) objects() []any {
-	out := g.netpols.objects()
-	for _, p := range g.fqdns {
-		out = append(out, p)
-	}
-	return out
+	return with(g.netpols.objects(), g.fqdns)
 }
 
 func (g gke) decide(s *side) model.Verdict {

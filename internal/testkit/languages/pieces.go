@@ -37,6 +37,14 @@ func (d dice) labels(words []word) map[string]string {
 	return out
 }
 
+// with appends objects of one kind to those of others.
+func with[T any](out []any, more []T) []any {
+	for _, o := range more {
+		out = append(out, o)
+	}
+	return out
+}
+
 // labelSelector is Kubernetes' LabelSelector, which most languages have.
 type labelSelector struct {
 	MatchLabels      map[string]string `json:"matchLabels,omitempty"`

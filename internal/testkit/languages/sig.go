@@ -211,11 +211,7 @@ func (c *Cluster) adminProtocol(named bool) (p adminProtocol) {
 }
 
 func (a admins) objects() []any {
-	out := a.within.objects()
-	for _, p := range a.all {
-		out = append(out, p)
-	}
-	return out
+	return with(a.within.objects(), a.all)
 }
 
 // decide: the Admin tier, then the policies of namespaces, then the Baseline tier.
