@@ -100,10 +100,12 @@ func (a *Agent) explain(d ebpf.Record) api.Drop {
 	}
 	side := map[plan.Direction]string{plan.Egress: out.From, plan.Ingress: a.who(s, d.Dst)}[d.Direction]
 	out.Reason = d.Reason
+	if d.Logged != model.VerdictNone {
+		out.Verdict = d.Logged.String()
+	}
 	if r := a.ruleOf(d.Rule); r.Origin != "" {
 		out.Reason = fmt.Sprintf("%s of %s: %s", d.Direction, side, r.Origin)
 		if d.Logged != model.VerdictNone {
-			out.Verdict = d.Logged.String()
 			out.Reason = strings.TrimSpace(out.Reason + " " + r.Label)
 		}
 	} else if words := reasons()[d.Reason]; words != "" {

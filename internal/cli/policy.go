@@ -207,7 +207,7 @@ func recordsCommand(c *cobra.Command, logged bool, what string) *cobra.Command {
 		})
 	}
 	c.Flags().Duration("last", 5*time.Minute, "how far to look back")
-	c.Flags().BoolP("watch", "w", false, "go on with what is denied from now on, until interrupted")
+	c.Flags().BoolP("watch", "w", false, "go on with what is "+what+" from now on, until interrupted")
 	outputFlag(c)
 	return c
 }
