@@ -31,6 +31,13 @@ type kernel struct {
 	swept int
 }
 
+// failNext has the next n changes of a row fail.
+func (k *kernel) failNext(row plan.Key, n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fail[row] = n
+}
+
 func (k *kernel) Apply(_ context.Context, want plan.View, ch plan.Changes) plan.Results {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -165,7 +172,7 @@ func TestLife(t *testing.T) {
 	r.w.Upsert(base()...)
 	e := endpoint("c1/eth0", "weft01", "10.0.1.5")
 	link, host := plan.Key{Kind: plan.KindPodLink, Name: "weft01"}, plan.Key{Kind: plan.KindRoute, Name: "10.0.1.5/32"}
-	r.k.fail[link] = 3
+	r.k.failNext(link, 3)
 	r.w.Upsert(e)
 	r.done(e.Key())
 	r.done(model.ConfigKey())
@@ -202,9 +209,7 @@ func TestLife(t *testing.T) {
 	}
 
 	// The address goes to another container while the first one's removal fails for a while.
-	r.k.mu.Lock()
-	r.k.fail[host] = 2
-	r.k.mu.Unlock()
+	r.k.failNext(host, 2)
 	next := endpoint("c2/eth0", "weft02", "10.0.1.5")
 	r.w.Delete(e.Key())
 	r.w.Upsert(next)
