@@ -54,6 +54,7 @@ func TestMain(m *testing.M) {
 type lab struct {
 	*testing.T
 	name, bin string
+	missed    []string // what did not become true in time
 }
 
 // up starts a lab that ends with the test.
@@ -66,12 +67,15 @@ func up(t *testing.T, args ...string) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t, strings.ToLower(strings.NewReplacer("Test", "b-", "/", "-").Replace(t.Name())), bin}
+	l := &lab{T: t, name: strings.ToLower(strings.NewReplacer("Test", "b-", "/", "-").Replace(t.Name())), bin: bin}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, n := range []string{"node1", "node2"} {
 				out, _ := l.try("node", n, "agent", "logs")
 				t.Logf("agent of %s:\n%s", n, tail(out))
+			}
+			for _, m := range l.missed { // again, at the end, where a reader of a cut log finds it
+				t.Log(m)
 			}
 		}
 		l.run("down")
@@ -263,7 +267,8 @@ func (l *lab) eventually(limit time.Duration, what string, ok func() bool) time.
 	began := time.Now()
 	for !ok() {
 		if time.Since(began) > limit {
-			l.Errorf("%s: not within %s", what, limit)
+			l.missed = append(l.missed, fmt.Sprintf("%s: not within %s", what, limit))
+			l.Error(l.missed[len(l.missed)-1])
 			return limit
 		}
 		time.Sleep(20 * time.Millisecond)

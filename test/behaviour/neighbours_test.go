@@ -79,10 +79,14 @@ func neighbours(t *testing.T, backend string) {
 			return one == nil && two == nil && three == nil
 		})
 		if x.says != "" {
+			var out string
 			l.eventually(testkit.Within(time.Second), "doctor names it after "+x.do, func() bool {
-				out, _ := l.try("node", "node1", "--", "weft", "doctor")
+				out, _ = l.try("node", "node1", "--", "weft", "doctor")
 				return strings.Contains(out, x.says)
 			})
+			if !strings.Contains(out, x.says) {
+				l.missed = append(l.missed, "doctor says:\n"+out)
+			}
 		}
 		testkit.Promised(t, "pods after "+x.do, took, time.Second)
 		testkit.Promised(t, "host and outside after "+x.do, host, time.Second)
