@@ -95,7 +95,7 @@ func neighbours(t *testing.T, backend string) {
 
 	// A foreign firewall is reported and left alone.
 	l.node("node1", "nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
-	l.eventually(15*time.Second, "doctor names the foreign firewall", func() bool {
+	l.eventually(30*time.Second, "doctor names the foreign firewall", func() bool {
 		out, _ := l.try("node", "node1", "--", "weft", "doctor")
 		return strings.Contains(out, "table filter chain FORWARD has policy drop")
 	})

@@ -32,7 +32,7 @@ func TestVerified(t *testing.T) {
 		{"from_pod_netkit", o.FromPodNetkit, 26600, 4290},
 		{"to_pod", o.ToPod, 19400, 3180},
 		{"from_net", o.FromNet, 27900, 3960},
-		{"to_net", o.ToNet, 19800, 3090},
+		{"to_net", o.ToNet, 20100, 3090},
 		{"from_overlay", o.FromOverlay, 19700, 3400},
 		{"to_overlay", o.ToOverlay, 22200, 3570},
 		{"to_node", o.ToNode, 11700, 1690},
@@ -44,7 +44,7 @@ func TestVerified(t *testing.T) {
 		got, _ := info.VerifiedInstructions()
 		have := len(spec.Programs[c.name].Instructions)
 		t.Logf("%-15s %5d instructions, %6d verified", c.name, have, got)
-		// How far the verifier walks differs between kernels; older ones prune less.
+		// How far the verifier walks differs between kernels; older ones prune less. The limits hold from 6.12 on.
 		if kernelIs(t, 6, 12) && int(got) > c.verified || have > c.insns {
 			t.Errorf("%s has %d instructions, the verifier walked through %d; want at most %d and %d", c.name, have, got, c.insns, c.verified)
 		}
