@@ -263,7 +263,11 @@ type Backend struct {
 	Addr                        netip.Addr
 	Node                        string
 	Ready, Serving, Terminating bool
+	Hints                       *Hints // nil: none
 }
+
+// Hints are the zones and nodes whose clients should be given a backend (discovery.k8s.io/v1 EndpointHints).
+type Hints struct{ Zones, Nodes []string }
 
 // Backends is one EndpointSlice.
 type Backends struct {
@@ -287,12 +291,26 @@ type Port struct {
 	Port     uint16
 }
 
+// ServicePort is a port of a service. What it is called on the backends is in their slices.
+type ServicePort struct {
+	Port
+	NodePort uint16 // on every node; 0: none
+}
+
 // Service is a Kubernetes Service as far as the network needs it.
 type Service struct {
 	Namespace, Name string
-	Type            string // ClusterIP, NodePort, LoadBalancer, ExternalName
-	Addrs           []netip.Addr
-	Ports           []Port
+	Type            string       // ClusterIP, NodePort, LoadBalancer, ExternalName
+	Addrs           []netip.Addr // the cluster IPs; none of a headless service
+	ExternalIPs     []netip.Addr
+	Balancers       []netip.Addr // status.loadBalancer.ingress[].ip, but for those whose ipMode is Proxy
+	Ports           []ServicePort
+	SourceRanges    []netip.Prefix // nil: anybody may use Balancers
+	Affinity        int            // seconds that a client keeps its backend; 0: it does not
+	InternalLocal   bool           // internalTrafficPolicy
+	ExternalLocal   bool           // externalTrafficPolicy
+	HealthPort      uint16         // healthCheckNodePort; 0: none
+	Elsewhere       string         // the label that says that others serve it; "" where there is none
 }
 
 // Key implements Object.

@@ -152,8 +152,38 @@ pod default/web: spec.containers[0].ports[1].protocol: "QUIC" is not TCP, UDP or
 				spec: {clusterIP: 10.96.0.10, clusterIPs: [10.96.0.10, "fd00:96::a"], ports: [{name: dns, protocol: UDP, port: 53}, {port: 9153}]}}`,
 			want: &model.Service{
 				Namespace: "kube-system", Name: "dns", Type: "ClusterIP", Addrs: addrs("10.96.0.10", "fd00:96::a"),
-				Ports: []model.Port{{Name: "dns", Protocol: "udp", Port: 53}, {Protocol: "tcp", Port: 9153}},
+				Ports: []model.ServicePort{{Port: model.Port{Name: "dns", Protocol: "udp", Port: 53}}, {Port: model.Port{Protocol: "tcp", Port: 9153}}},
 			},
+		},
+		"service, all of it": {
+			yaml: `{apiVersion: v1, kind: Service, metadata: {name: web, labels: {service.kubernetes.io/service-proxy-name: mine}},
+				spec: {type: LoadBalancer, clusterIPs: [10.96.0.11], externalIPs: [192.0.2.1], sessionAffinity: ClientIP, internalTrafficPolicy: Local,
+					externalTrafficPolicy: Local, healthCheckNodePort: 31000, loadBalancerSourceRanges: ["192.0.2.9/24", " fd00::/8"],
+					ports: [{name: http, port: 80, nodePort: 30080}]},
+				status: {loadBalancer: {ingress: [{ip: 198.51.100.1}, {ip: 198.51.100.2, ipMode: Proxy}, {ip: "fd00::1", ipMode: VIP}, {hostname: x}]}}}`,
+			want: &model.Service{
+				Namespace: "default", Name: "web", Type: "LoadBalancer", Addrs: addrs("10.96.0.11"), ExternalIPs: addrs("192.0.2.1"),
+				Balancers: addrs("198.51.100.1", "fd00::1"), SourceRanges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("fd00::/8")},
+				Ports:    []model.ServicePort{{Port: model.Port{Name: "http", Protocol: "tcp", Port: 80}, NodePort: 30080}},
+				Affinity: 10800, InternalLocal: true, ExternalLocal: true, HealthPort: 31000, Elsewhere: "service.kubernetes.io/service-proxy-name",
+			},
+		},
+		"service, wrong": {
+			yaml: `{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {externalIPs: [x], sessionAffinity: Cookie, internalTrafficPolicy: Near,
+				externalTrafficPolicy: Far, healthCheckNodePort: 70000, loadBalancerSourceRanges: ["1.2.3.4"], ports: [{port: 1, nodePort: -1}]}}`,
+			want: &model.Service{Namespace: "default", Name: "web", Type: "ClusterIP", Ports: []model.ServicePort{{Port: model.Port{Protocol: "tcp", Port: 1}}}},
+			err: `service default/web: spec.externalIPs[0]: "x" is not an IP address
+service default/web: spec.loadBalancerSourceRanges[0]: netip.ParsePrefix("1.2.3.4"): no '/'
+service default/web: spec.ports[0].nodePort: -1 is not in 0..65535
+service default/web: spec.healthCheckNodePort: 70000 is not in 0..65535
+service default/web: spec.internalTrafficPolicy: "Near" is not Cluster or Local
+service default/web: spec.externalTrafficPolicy: "Far" is not Cluster or Local
+service default/web: spec.sessionAffinity: "Cookie" is not None or ClientIP`,
+		},
+		"service, affinity out of range": {
+			yaml: `{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}}}`,
+			want: &model.Service{Namespace: "default", Name: "web", Type: "ClusterIP"},
+			err:  `service default/web: spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not in 1..86400`,
 		},
 		"service, headless and wrong": {
 			yaml: `{apiVersion: v1, kind: Service, metadata: {name: db}, spec: {clusterIP: None, ports: [{port: 70000}, {port: 1, protocol: QUIC}]}}`,
@@ -164,12 +194,12 @@ service default/db: spec.ports[1].protocol: "QUIC" is not TCP, UDP or SCTP`,
 		"slice": {
 			yaml: `{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4,
 				metadata: {name: dns-1, namespace: kube-system, labels: {kubernetes.io/service-name: dns}}, ports: [{name: dns, port: 53, protocol: UDP}],
-				endpoints: [{addresses: [10.244.1.2], nodeName: n1}, {addresses: [10.244.1.3], conditions: {ready: false, serving: true, terminating: true}}]}`,
+				endpoints: [{addresses: [10.244.1.2], nodeName: n1, hints: {forZones: [{name: z}], forNodes: [{name: n1}, {name: n2}]}}, {addresses: [10.244.1.3], conditions: {ready: false, serving: true, terminating: true}}]}`,
 			want: &model.Backends{
 				Namespace: "kube-system", Name: "dns-1", Service: "dns", Family: netset.V4,
 				Ports: []model.Port{{Name: "dns", Protocol: "udp", Port: 53}},
 				Backends: []model.Backend{
-					{Addr: addrs("10.244.1.2")[0], Node: "n1", Ready: true, Serving: true},
+					{Addr: addrs("10.244.1.2")[0], Node: "n1", Ready: true, Serving: true, Hints: &model.Hints{Zones: []string{"z"}, Nodes: []string{"n1", "n2"}}},
 					{Addr: addrs("10.244.1.3")[0], Serving: true, Terminating: true},
 				},
 			},

@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -258,12 +259,27 @@ func (p *problems) rate(m map[string]string, name string) *model.Rate {
 	return &model.Rate{Bits: bits}
 }
 
+// The labels by which somebody else serves a service (Kubernetes well-known labels).
+const (
+	labelProxy    = "service.kubernetes.io/service-proxy-name"
+	labelHeadless = "service.kubernetes.io/headless"
+)
+
+// defaultAffinity is spec.sessionAffinityConfig.clientIP.timeoutSeconds where it is absent, in seconds; maxAffinity is its limit.
+const (
+	defaultAffinity = 10800
+	maxAffinity     = 86400
+)
+
 // Model converts: the addresses are the cluster IPs, none for a headless service.
 func (s *Service) Model() (model.Object, error) {
 	p := problems{object: "service " + s.Meta.Namespace + "/" + s.Meta.Name}
-	out := &model.Service{Namespace: s.Meta.Namespace, Name: s.Meta.Name, Type: s.Spec.Type}
-	if out.Type == "" {
-		out.Type = "ClusterIP"
+	out := &model.Service{Namespace: s.Meta.Namespace, Name: s.Meta.Name, Type: cmp.Or(s.Spec.Type, "ClusterIP")}
+	for _, l := range []string{labelProxy, labelHeadless} {
+		if _, ok := s.Meta.Labels[l]; ok {
+			out.Elsewhere = l
+			break
+		}
 	}
 	ips := s.Spec.ClusterIPs
 	if len(ips) == 0 {
@@ -277,8 +293,77 @@ func (s *Service) Model() (model.Object, error) {
 			out.Addrs = append(out.Addrs, a)
 		}
 	}
-	out.Ports = p.ports("spec.ports", s.Spec.Ports, 1)
+	for i, ip := range s.Spec.ExternalIPs {
+		if a, ok := p.addr(fmt.Sprintf("spec.externalIPs[%d]", i), ip); ok {
+			out.ExternalIPs = append(out.ExternalIPs, a)
+		}
+	}
+	for i, in := range s.Status.LoadBalancer.Ingress {
+		if in.IP == "" || in.IPMode == "Proxy" {
+			continue
+		}
+		if a, ok := p.addr(fmt.Sprintf("status.loadBalancer.ingress[%d].ip", i), in.IP); ok {
+			out.Balancers = append(out.Balancers, a)
+		}
+	}
+	for i, r := range s.Spec.LoadBalancerSourceRanges {
+		c, err := netip.ParsePrefix(strings.TrimSpace(r)) // which the API allows here
+		if err != nil {
+			p.add("spec.loadBalancerSourceRanges[%d]: %w", i, err)
+			continue
+		}
+		out.SourceRanges = append(out.SourceRanges, c.Masked())
+	}
+	for i, port := range s.Spec.Ports {
+		field := fmt.Sprintf("spec.ports[%d]", i)
+		v, ok := p.port(field, "port", port.Port, 1)
+		if ok {
+			out.Ports = append(out.Ports, model.ServicePort{Port: v, NodePort: p.number(field+".nodePort", port.NodePort)})
+		}
+	}
+	out.HealthPort = p.number("spec.healthCheckNodePort", s.Spec.HealthCheckNodePort)
+	out.InternalLocal = p.local("spec.internalTrafficPolicy", s.Spec.InternalTrafficPolicy)
+	out.ExternalLocal = p.local("spec.externalTrafficPolicy", s.Spec.ExternalTrafficPolicy)
+	out.Affinity = p.affinity(&s.Spec)
 	return out, p.err()
+}
+
+// number converts a port number that may be absent.
+func (p *problems) number(field string, n int64) uint16 {
+	if n < 0 || n > math.MaxUint16 {
+		p.add("%s: %d is not in 0..65535", field, n)
+		return 0
+	}
+	return uint16(n)
+}
+
+// local reads a traffic policy.
+func (p *problems) local(field, v string) bool {
+	if v != "" && v != "Cluster" && v != "Local" {
+		p.add("%s: %q is not Cluster or Local", field, v)
+	}
+	return v == "Local"
+}
+
+// affinity is how long a client keeps its backend, in seconds; 0: it does not.
+func (p *problems) affinity(s *ServiceSpec) int {
+	switch s.SessionAffinity {
+	case "", "None":
+		return 0
+	case "ClientIP":
+	default:
+		p.add("spec.sessionAffinity: %q is not None or ClientIP", s.SessionAffinity)
+		return 0
+	}
+	if c := s.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		n := *c.ClientIP.TimeoutSeconds
+		if n < 1 || n > maxAffinity {
+			p.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds: %d is not in 1..%d", n, maxAffinity)
+			return 0
+		}
+		return int(n)
+	}
+	return defaultAffinity
 }
 
 // ports converts ports; least is 0 where an absent port is allowed.
@@ -328,7 +413,7 @@ func (e *EndpointSlice) Model() (model.Object, error) {
 	out.Backends = make([]model.Backend, 0, len(e.Endpoints))
 	for i, ep := range e.Endpoints {
 		b := ep.Conditions.model()
-		b.Node = ep.NodeName
+		b.Node, b.Hints = ep.NodeName, ep.Hints.model()
 		// Only the first address has a meaning (KEP-752).
 		if len(ep.Addresses) == 0 {
 			p.add("endpoints[%d].addresses is empty", i)
@@ -358,6 +443,21 @@ func (c Conditions) model() model.Backend {
 	}
 	ready := is(c.Ready, true)
 	return model.Backend{Ready: ready, Serving: is(c.Serving, ready), Terminating: is(c.Terminating, false)}
+}
+
+// model is nil where there are no hints.
+func (h *Hints) model() *model.Hints {
+	if h == nil || len(h.ForZones)+len(h.ForNodes) == 0 {
+		return nil
+	}
+	out := &model.Hints{}
+	for _, z := range h.ForZones {
+		out.Zones = append(out.Zones, z.Name)
+	}
+	for _, n := range h.ForNodes {
+		out.Nodes = append(out.Nodes, n.Name)
+	}
+	return out
 }
 
 // labels returns the object's labels, never nil.

@@ -234,24 +234,71 @@ func (s *PodStatus) read(f wire.Field) error {
 
 // Service is v1 Service.
 type Service struct {
-	Meta Meta        `json:"metadata"`
-	Spec ServiceSpec `json:"spec"`
+	Meta   Meta          `json:"metadata"`
+	Spec   ServiceSpec   `json:"spec"`
+	Status ServiceStatus `json:"status"`
 }
 
 // ServiceSpec is v1 ServiceSpec.
 type ServiceSpec struct {
-	Type       string   `json:"type"`
-	ClusterIP  string   `json:"clusterIP"`
-	ClusterIPs []string `json:"clusterIPs"`
-	Ports      []Port   `json:"ports"`
+	Type                     string          `json:"type"`
+	ClusterIP                string          `json:"clusterIP"`
+	ClusterIPs               []string        `json:"clusterIPs"`
+	ExternalIPs              []string        `json:"externalIPs"`
+	Ports                    []ServicePort   `json:"ports"`
+	LoadBalancerSourceRanges []string        `json:"loadBalancerSourceRanges"`
+	SessionAffinity          string          `json:"sessionAffinity"`
+	SessionAffinityConfig    *AffinityConfig `json:"sessionAffinityConfig"`
+	InternalTrafficPolicy    string          `json:"internalTrafficPolicy"`
+	ExternalTrafficPolicy    string          `json:"externalTrafficPolicy"`
+	HealthCheckNodePort      int64           `json:"healthCheckNodePort"`
 }
 
-// Port is v1 ServicePort or discovery.k8s.io/v1 EndpointPort. In the latter, an absent
+// AffinityConfig is v1 SessionAffinityConfig.
+type AffinityConfig struct {
+	ClientIP *ClientIP `json:"clientIP"`
+}
+
+// ClientIP is v1 ClientIPConfig.
+type ClientIP struct {
+	TimeoutSeconds *int64 `json:"timeoutSeconds"`
+}
+
+// ServiceStatus is v1 ServiceStatus.
+type ServiceStatus struct {
+	LoadBalancer LoadBalancer `json:"loadBalancer"`
+}
+
+// LoadBalancer is v1 LoadBalancerStatus.
+type LoadBalancer struct {
+	Ingress []Ingress `json:"ingress"`
+}
+
+// Ingress is v1 LoadBalancerIngress. One of a balancer that has only a name has no IP.
+type Ingress struct {
+	IP     string `json:"ip"`
+	IPMode string `json:"ipMode"`
+}
+
+// Port is discovery.k8s.io/v1 EndpointPort, and what v1 ServicePort has as well. In the former, an absent
 // name is the same as an empty one and an absent port stands for every port.
 type Port struct {
 	Name     string `json:"name"`
 	Protocol string `json:"protocol"`
 	Port     int64  `json:"port"`
+}
+
+// ServicePort is v1 ServicePort.
+type ServicePort struct {
+	Port
+	NodePort int64 `json:"nodePort"`
+}
+
+func (p *ServicePort) read(f wire.Field) error {
+	if f.Num == 5 {
+		p.NodePort = f.Int()
+	}
+	return p.Port.read(f)
 }
 
 func (p *Port) read(f wire.Field) error {
@@ -272,21 +319,77 @@ func (s *Service) read(f wire.Field) error {
 		return f.Message(s.Meta.read)
 	case 2:
 		return f.Message(s.Spec.read)
+	case 3:
+		return f.Message(s.Status.read)
 	}
 	return nil
+}
+
+func (s *ServiceStatus) read(f wire.Field) error {
+	if f.Num == 1 {
+		return f.Message(s.LoadBalancer.read)
+	}
+	return nil
+}
+
+func (l *LoadBalancer) read(f wire.Field) error {
+	if f.Num == 1 {
+		l.Ingress = append(l.Ingress, Ingress{})
+		return f.Message(l.Ingress[len(l.Ingress)-1].read)
+	}
+	return nil
+}
+
+func (i *Ingress) read(f wire.Field) error {
+	switch f.Num {
+	case 1:
+		i.IP = f.Text()
+	case 3:
+		i.IPMode = f.Shared()
+	}
+	return nil
+}
+
+func (a *AffinityConfig) read(f wire.Field) error {
+	if f.Num != 1 {
+		return nil
+	}
+	a.ClientIP = &ClientIP{}
+	return f.Message(func(f wire.Field) error {
+		if f.Num == 1 {
+			v := f.Int()
+			a.ClientIP.TimeoutSeconds = &v
+		}
+		return nil
+	})
 }
 
 func (s *ServiceSpec) read(f wire.Field) error {
 	switch f.Num {
 	case 1:
-		s.Ports = append(s.Ports, Port{})
+		s.Ports = append(s.Ports, ServicePort{})
 		return f.Message(s.Ports[len(s.Ports)-1].read)
 	case 3:
 		s.ClusterIP = f.Text()
 	case 4:
 		s.Type = f.Shared()
+	case 5:
+		s.ExternalIPs = append(s.ExternalIPs, f.Text())
+	case 7:
+		s.SessionAffinity = f.Shared()
+	case 9:
+		s.LoadBalancerSourceRanges = append(s.LoadBalancerSourceRanges, f.Text())
+	case 11:
+		s.ExternalTrafficPolicy = f.Shared()
+	case 12:
+		s.HealthCheckNodePort = f.Int()
+	case 14:
+		s.SessionAffinityConfig = &AffinityConfig{}
+		return f.Message(s.SessionAffinityConfig.read)
 	case 18:
 		s.ClusterIPs = append(s.ClusterIPs, f.Text())
+	case 22:
+		s.InternalTrafficPolicy = f.Shared()
 	}
 	return nil
 }
@@ -304,6 +407,34 @@ type Endpoint struct {
 	Addresses  []string   `json:"addresses"`
 	Conditions Conditions `json:"conditions"`
 	NodeName   string     `json:"nodeName"`
+	Hints      *Hints     `json:"hints"`
+}
+
+// Hints is discovery.k8s.io/v1 EndpointHints.
+type Hints struct {
+	ForZones []Named `json:"forZones"`
+	ForNodes []Named `json:"forNodes"`
+}
+
+// Named is discovery.k8s.io/v1 ForZone or ForNode.
+type Named struct {
+	Name string `json:"name"`
+}
+
+func (h *Hints) read(f wire.Field) error {
+	if f.Num != 1 && f.Num != 2 {
+		return nil
+	}
+	list := &h.ForZones
+	if f.Num == 2 {
+		list = &h.ForNodes
+	}
+	return f.Message(func(f wire.Field) error {
+		if f.Num == 1 {
+			*list = append(*list, Named{f.Shared()})
+		}
+		return nil
+	})
 }
 
 // Conditions is discovery.k8s.io/v1 EndpointConditions.
@@ -337,6 +468,9 @@ func (e *Endpoint) read(f wire.Field) error {
 		return f.Message(e.Conditions.read)
 	case 6:
 		e.NodeName = f.Shared()
+	case 8:
+		e.Hints = &Hints{}
+		return f.Message(e.Hints.read)
 	}
 	return nil
 }

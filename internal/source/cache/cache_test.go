@@ -55,7 +55,7 @@ func everything() []model.Object {
 			Labels: map[string]string{"x": "y", "empty": ""}, Account: "sa", Ports: []model.Port{{Name: "http", Protocol: "tcp", Port: 80}}, Addrs: []netip.Addr{a}, WantAddrs: []netip.Addr{a}, WantMAC: model.MAC{2, 2},
 			Ingress: &model.Rate{Bits: 1, Burst: 2}, Egress: &model.Rate{Bits: 3}, Problem: errors.New("pod ns/p: bad"),
 		},
-		&model.Service{Namespace: "ns", Name: "s", Type: "ClusterIP", Addrs: []netip.Addr{a}, Ports: []model.Port{{Name: "x", Protocol: "tcp", Port: 1}}},
+		&model.Service{Namespace: "ns", Name: "s", Type: "ClusterIP", Addrs: []netip.Addr{a}, Ports: []model.ServicePort{{Port: model.Port{Name: "x", Protocol: "tcp", Port: 1}, NodePort: 30001}}, ExternalIPs: []netip.Addr{a}, Balancers: []netip.Addr{a}, SourceRanges: []netip.Prefix{netip.PrefixFrom(a, 8)}, Affinity: 3, InternalLocal: true, ExternalLocal: true, HealthPort: 4, Elsewhere: "x"},
 		&model.Backends{
 			Namespace: "ns", Name: "b", Service: "s", Family: netset.V4, Ports: []model.Port{{Protocol: "udp", Port: 2}},
 			Backends: []model.Backend{{Addr: a, Node: "n1", Ready: true, Serving: true, Terminating: true}},
