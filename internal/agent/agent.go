@@ -180,6 +180,7 @@ func (a *Agent) serveSocket() error {
 	srv.Handle(api.MethodPolicyOrder, api.Func(a.policyOrder))
 	srv.Handle(api.MethodPolicyUnused, api.Func(a.policyUnused))
 	srv.Handle(api.MethodPolicyDiff, api.Func(a.policyDiff))
+	srv.Handle(api.MethodService, api.Func(a.explainService))
 	srv.Handle(api.MethodWhy, api.StreamFunc(a.why))
 	l, err := api.Listen(socketPath(a.cfg))
 	if err != nil {

@@ -150,6 +150,8 @@ type cluster struct {
 	problems func() []string // what is wrong now
 	away     func() bool     // the API server is away, and what it last said is used
 	server   string          // host:port of the API server; "": none is known
+	// look calls a function when services and their backends are in the store; nil: they are.
+	look func(context.Context, func() error) error
 }
 
 func (c cluster) offline() bool { return c.away != nil && c.away() }
@@ -194,7 +196,7 @@ func (a *Agent) startCluster() error {
 		return err
 	}
 	a.cni.PodByName = src.PodByName
-	a.cluster = cluster{problems: src.Problems, server: server(rc.Host), away: func() bool { return src.Away() && cached.Serving() }}
+	a.cluster = cluster{problems: src.Problems, server: server(rc.Host), away: func() bool { return src.Away() && cached.Serving() }, look: src.Look}
 	a.group.Go("source kube", src.Run)
 	a.group.Go("services", func(ctx context.Context) error { return a.tellTranslated(ctx, src.SetServices) })
 	a.group.Go("taken back", func(ctx context.Context) error { return a.tellTakenBack(ctx, src.SetTakenBack) })

@@ -31,7 +31,7 @@ func Root(version string) *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().String("socket", "", "the agent's socket (default: $WEFT_SOCKET, then /run/weft/weft.sock)")
-	root.AddCommand(agentCommand(version), versionCommand(version), statusCommand(), showCommand(), doctorCommand(), ipamCommand(), canCommand(), whyCommand(), policyCommand(), LabCommand(), BenchCommand())
+	root.AddCommand(agentCommand(version), versionCommand(version), statusCommand(), showCommand(), doctorCommand(), ipamCommand(), canCommand(), whyCommand(), policyCommand(), serviceCommand(), LabCommand(), BenchCommand())
 	return root
 }
 

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -185,6 +186,33 @@ func TestDNS(t *testing.T) {
 	if err != nil || !strings.Contains(out, cluster.Outside(f.Families[0]).String()) {
 		t.Errorf("a name from outside of the cluster: %q %v", out, err)
 	}
+}
+
+// What a service is on a node is asked of an agent that watches no services, beside kube-proxy.
+func TestServiceExplain(t *testing.T) {
+	needsWeft(t)
+	f := newFixture(t, shared, 2*time.Minute)
+	agent := f.agents()[0]
+	ask := func(args ...string) string {
+		return f.kubectl(append([]string{"-n", "kube-system", "exec", agent.Name, "--", "weft"}, args...)...)
+	}
+	out := ask("service", "explain", "kube-system/kube-dns")
+	servers := listPods(t, f.ctx, f.Cluster, "-n", "kube-system", "-l", "k8s-app=kube-dns")
+	for _, s := range servers {
+		at := netip.AddrPortFrom(netset.First(s.IPs, f.Families[0]), 53).String()
+		if want := regexp.MustCompile(`dns/udp +` + regexp.QuoteMeta(at) + ` +` + s.Node + ` +ready +used`); !want.MatchString(out) {
+			t.Errorf("DNS pod %s of %s is not in\n%s", at, s.Node, out)
+		}
+	}
+	if len(servers) == 0 || !strings.Contains(out, "translated by ") || strings.Contains(out, "translated by nobody") {
+		t.Errorf("%d DNS pods, and kube-proxy is not named in\n%s", len(servers), out)
+	}
+	f.eventually(time.Minute, func() error {
+		if out := ask("show", "services"); strings.Contains(out, "kube-dns") {
+			return errors.New("services are still watched:\n" + out)
+		}
+		return nil
+	})
 }
 
 // kubectl exec with input, logs and port-forward work on every node.

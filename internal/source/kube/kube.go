@@ -124,6 +124,7 @@ type Source struct {
 	crds     map[string]bool           // guarded by mu: names of the cluster's CustomResourceDefinitions that are a language's
 	needs    map[string]language.Needs // guarded by mu: of the objects of each watch of policies
 	services bool                      // guarded by mu: see SetServices
+	looking  int                       // guarded by mu: calls of Look
 	counting bool                      // guarded by mu: this agent counts where policies are in force
 	back     map[string]string         // guarded by mu: see SetTakenBack
 	done     bool                      // guarded by mu: complete was called

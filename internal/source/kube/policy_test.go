@@ -171,6 +171,30 @@ func cluster(f *fakeAPI) {
 		&discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web-1"}, AddressType: "IPv4"})
 }
 
+// TestLook: services are watched while somebody looks, and no longer.
+func TestLook(t *testing.T) {
+	variants(t, func(t *testing.T, f *fakeAPI) {
+		cluster(f)
+		p := startPolicy(t, f.config(), "n1")
+		awaitClosed(t, p.complete)
+		p.await(mine)
+		err := p.Look(t.Context(), func() error {
+			p.await(mine, "services/default/web", "backends/default/web-1")
+			return errors.New("seen")
+		})
+		if err == nil || err.Error() != "seen" {
+			t.Errorf("%v", err)
+		}
+		p.await(mine)
+		p.until("the watches of the start", func() bool { return p.names() == basic })
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := p.Look(ctx, func() error { return errors.New("called") }); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
 // TestWatchesFollowPolicies counts watches: without a policy there are no more than those of policies themselves.
 func TestWatchesFollowPolicies(t *testing.T) {
 	variants(t, func(t *testing.T, f *fakeAPI) {

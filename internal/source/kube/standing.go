@@ -2,8 +2,10 @@ package kube
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +41,9 @@ func (s *Source) desired() []string {
 	for _, r := range s.core {
 		out = append(out, r.name)
 	}
+	if s.looking > 0 {
+		out = union(out, looked())
+	}
 	if s.opts.Policy == nil {
 		return out
 	}
@@ -51,12 +56,16 @@ func (s *Source) desired() []string {
 	if s.counting {
 		out = append(out, leaseWatch)
 	}
-	for _, name := range s.wide() {
-		if !slices.Contains(out, name) {
-			out = append(out, name)
+	return union(out, s.wide())
+}
+
+func union(a, b []string) []string {
+	for _, name := range b {
+		if !slices.Contains(a, name) {
+			a = append(a, name)
 		}
 	}
-	return out
+	return a
 }
 
 // wide lists the watches of what policies need, which is nothing as long as there is none. The caller holds mu.
@@ -243,23 +252,48 @@ func (s *Source) need(ctx context.Context, watch string, n language.Needs) {
 	more := slices.DeleteFunc(s.wide(), func(name string) bool { return slices.Contains(before, name) })
 	s.mu.Unlock()
 	s.poke()
+	_ = s.received(ctx, more)
+}
+
+// received returns once watches are synced, or with an error when they have not been for some time.
+func (s *Source) received(ctx context.Context, watches []string) error {
 	patience := time.After(s.patience)
-	for len(more) > 0 {
+	for {
 		s.mu.Lock()
 		moved := s.moved
-		more = slices.DeleteFunc(more, func(name string) bool { return s.watches[name] != nil && s.watches[name].Synced })
+		watches = slices.DeleteFunc(watches, func(name string) bool { return s.watches[name] != nil && s.watches[name].Synced })
 		s.mu.Unlock()
-		if len(more) == 0 {
-			return
+		if len(watches) == 0 {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return ctx.Err()
 		case <-patience:
-			return
+			return fmt.Errorf("the API server has not sent its %s within %s", strings.Join(watches, " and "), s.patience)
 		case <-moved:
 		}
 	}
+}
+
+// looked are the watches of Look.
+func looked() []string { return []string{string(model.KindService), string(model.KindBackends)} }
+
+// Look calls f when the services and their slices are in the store. Where nobody needs them otherwise, they are watched for
+// that, and some seconds longer: somebody who looks once looks twice.
+func (s *Source) Look(ctx context.Context, f func() error) error {
+	hold := func(n int) {
+		s.mu.Lock()
+		s.looking += n
+		s.mu.Unlock()
+		s.poke()
+	}
+	hold(1)
+	defer hold(-1)
+	if err := s.received(ctx, looked()); err != nil {
+		return err
+	}
+	return f()
 }
 
 // define notes which definitions of languages the cluster has.
