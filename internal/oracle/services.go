@@ -36,7 +36,7 @@ func Translate(s model.Snapshot, node string, c Call) Answer {
 				continue
 			}
 			at := func(port uint16, addrs []netip.Addr) bool { return port == c.Port && slices.Contains(addrs, c.Dst) }
-			local := false
+			var local bool
 			switch n := model.Get[*model.Node](s, model.NodeKey(node)); {
 			case at(p.Port.Port, svc.Addrs):
 				local = svc.InternalLocal

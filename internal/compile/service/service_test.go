@@ -292,8 +292,10 @@ func TestReasons(t *testing.T) {
 	port := model.Port{Name: "http", Protocol: "tcp", Port: 8080}
 	zone := func(z string) *model.Hints { return &model.Hints{Zones: []string{z}} }
 	cs := Candidates(w, "n0", port, netset.V4, []*model.Backends{{Family: netset.V4, Ports: []model.Port{port}, Backends: []model.Backend{
-		{Addr: addr(netset.V4, 1), Node: "n0", Ready: true, Hints: zone("z0")}, {Addr: addr(netset.V4, 2), Node: "n1", Ready: true, Hints: zone("z1")},
-		{Addr: addr(netset.V4, 3), Node: "n0", Serving: true, Terminating: true}, {Addr: addr(netset.V4, 4), Node: "n0"},
+		{Addr: addr(netset.V4, 1), Node: "n0", Ready: true, Hints: zone("z0")},
+		{Addr: addr(netset.V4, 2), Node: "n1", Ready: true, Hints: zone("z1")},
+		{Addr: addr(netset.V4, 3), Node: "n0", Serving: true, Terminating: true},
+		{Addr: addr(netset.V4, 4), Node: "n0"},
 	}}})
 	var got [][2]string
 	for _, c := range cs {
