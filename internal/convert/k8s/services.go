@@ -469,4 +469,3 @@ func (h *Hints) model() *model.Hints {
 	}
 	return out
 }
-
