@@ -188,7 +188,7 @@ func TestDNS(t *testing.T) {
 	}
 }
 
-// What a service is on a node is asked of an agent that watches no services, beside kube-proxy.
+// What a service is on a node is asked of an agent that watches no services.
 func TestServiceExplain(t *testing.T) {
 	needsWeft(t)
 	f := newFixture(t, shared, 2*time.Minute)
@@ -204,8 +204,8 @@ func TestServiceExplain(t *testing.T) {
 			t.Errorf("DNS pod %s of %s is not in\n%s", at, s.Node, out)
 		}
 	}
-	if len(servers) == 0 || !strings.Contains(out, "translated by ") || strings.Contains(out, "translated by nobody") {
-		t.Errorf("%d DNS pods, and kube-proxy is not named in\n%s", len(servers), out)
+	if len(servers) == 0 || !strings.Contains(out, "translated by nobody") { // there is no kube-proxy in this cluster
+		t.Errorf("%d DNS pods, and somebody translates in\n%s", len(servers), out)
 	}
 	f.eventually(time.Minute, func() error {
 		if out := ask("show", "services"); strings.Contains(out, "kube-dns") {
