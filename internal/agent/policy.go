@@ -76,10 +76,7 @@ func parseEnd(s model.Snapshot, text string) (end, error) {
 	if strings.Contains(text, "=") || strings.HasSuffix(text, ":") {
 		return labelEnd(text)
 	}
-	ns, name, found := strings.Cut(text, "/")
-	if !found {
-		ns, name = "default", text
-	}
+	ns, name := qualified(text)
 	pod := model.Get[*model.Pod](s, model.PodKey(ns, name))
 	if pod == nil {
 		return end{}, fmt.Errorf("no pod %s/%s is known (an end is NAMESPACE/POD, an address, node:NAME, or NAMESPACE:key=value,… for a pod that there might be)", ns, name)
@@ -94,6 +91,15 @@ func parseEnd(s model.Snapshot, text string) (end, error) {
 		}
 	}
 	return end{policy.End{Pod: pod}, "pod " + ns + "/" + name}, nil
+}
+
+// qualified splits "namespace/name"; a name alone is of the namespace default.
+func qualified(text string) (ns, name string) {
+	ns, name, found := strings.Cut(text, "/")
+	if !found {
+		return "default", text
+	}
+	return ns, name
 }
 
 // addressEnd is whoever has the address.

@@ -15,18 +15,17 @@ import (
 
 // explainService is the method behind `weft service explain`.
 func (a *Agent) explainService(ctx context.Context, r api.ServiceRequest) (out api.ServiceReply, err error) {
-	ns, name, found := strings.Cut(r.Name, "/")
-	if !found {
-		ns, name = "default", r.Name
-	}
+	ns, name := qualified(r.Name)
 	look := func() error {
 		out, err = explainService(a.store.Snapshot(), a.cfg.NodeName, ns, name)
 		return err
 	}
 	if a.cluster.look == nil {
-		return out, look()
+		err = look()
+	} else {
+		err = a.cluster.look(ctx, look)
 	}
-	return out, a.cluster.look(ctx, look)
+	return out, err
 }
 
 // explainService says what a service is on a node.
@@ -106,7 +105,7 @@ func explainFrontend(f service.Frontend) api.ServiceFrontend {
 	}
 	out := api.ServiceFrontend{Kind: string(f.Kind), Address: at + "/" + f.Protocol, Inside: explainChoice(f.Inside), Outside: explainChoice(f.Outside)}
 	if f.Limited && len(f.Sources) == 0 {
-		out.Sources = []string{"nobody: spec.loadBalancerSourceRanges has no prefix of the family"}
+		out.Sources = []string{"nobody: spec.loadBalancerSourceRanges has no valid prefix of the family"}
 	}
 	for _, s := range f.Sources {
 		out.Sources = append(out.Sources, s.String())
@@ -127,15 +126,8 @@ func explainChoice(c service.Choice) string {
 }
 
 func explainBackend(p model.Port, c service.Candidate) api.ServiceBackend {
-	state := "not ready"
-	switch {
-	case c.Ready:
-		state = "ready"
-	case c.Serving && c.Terminating:
-		state = "terminating"
-	}
 	return api.ServiceBackend{
-		Port: portName(p), Address: netip.AddrPortFrom(c.Addr, c.Port).String(), Node: c.Node, State: state,
+		Port: portName(p), Address: netip.AddrPortFrom(c.Addr, c.Port).String(), Node: c.Node, State: c.State(),
 		Cluster: cmp.Or(c.Cluster, "used"), Local: cmp.Or(c.Local, "used"),
 	}
 }

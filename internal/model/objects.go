@@ -305,7 +305,7 @@ type Service struct {
 	ExternalIPs     []netip.Addr
 	Balancers       []netip.Addr // status.loadBalancer.ingress[].ip, but for those whose ipMode is Proxy
 	Ports           []ServicePort
-	SourceRanges    []netip.Prefix // nil: anybody may use Balancers
+	SourceRanges    []netip.Prefix // nil: anybody may use Balancers; empty: nobody
 	Affinity        int            // seconds that a client keeps its backend; 0: it does not
 	InternalLocal   bool           // internalTrafficPolicy
 	ExternalLocal   bool           // externalTrafficPolicy

@@ -91,7 +91,7 @@ func Frontends(s model.Snapshot, node string, svc *model.Service, slices []*mode
 					continue
 				}
 				fr := front(Balancer, a, p.Port.Port, svc.ExternalLocal)
-				fr.Limited = len(svc.SourceRanges) > 0
+				fr.Limited = svc.SourceRanges != nil
 				for _, r := range svc.SourceRanges {
 					if netset.Of(r.Addr()) == f {
 						fr.Sources = append(fr.Sources, r)
@@ -105,6 +105,11 @@ func Frontends(s model.Snapshot, node string, svc *model.Service, slices []*mode
 		}
 	}
 	return out
+}
+
+// State is "ready", "terminating" (and still serving) or "not ready".
+func (c Candidate) State() string {
+	return [...]string{notReady, "terminating", "ready"}[standing(c.Backend)]
 }
 
 func (c Candidate) cluster() string { return c.Cluster }

@@ -171,7 +171,7 @@ pod default/web: spec.containers[0].ports[1].protocol: "QUIC" is not TCP, UDP or
 		"service, wrong": {
 			yaml: `{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {externalIPs: [x], sessionAffinity: Cookie, internalTrafficPolicy: Near,
 				externalTrafficPolicy: Far, healthCheckNodePort: 70000, loadBalancerSourceRanges: ["1.2.3.4"], ports: [{port: 1, nodePort: -1}]}}`,
-			want: &model.Service{Namespace: "default", Name: "web", Type: "ClusterIP", Ports: []model.ServicePort{{Port: model.Port{Protocol: "tcp", Port: 1}}}},
+			want: &model.Service{Namespace: "default", Name: "web", Type: "ClusterIP", Ports: []model.ServicePort{{Port: model.Port{Protocol: "tcp", Port: 1}}}, SourceRanges: []netip.Prefix{}},
 			err: `service default/web: spec.externalIPs[0]: "x" is not an IP address
 service default/web: spec.loadBalancerSourceRanges[0]: netip.ParsePrefix("1.2.3.4"): no '/'
 service default/web: spec.ports[0].nodePort: -1 is not in 0..65535

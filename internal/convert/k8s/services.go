@@ -115,8 +115,7 @@ func (s *ServiceStatus) read(f wire.Field) error {
 
 func (l *LoadBalancer) read(f wire.Field) error {
 	if f.Num == 1 {
-		l.Ingress = append(l.Ingress, Ingress{})
-		return f.Message(l.Ingress[len(l.Ingress)-1].read)
+		return element(&l.Ingress, f, (*Ingress).read)
 	}
 	return nil
 }
@@ -148,8 +147,7 @@ func (a *AffinityConfig) read(f wire.Field) error {
 func (s *ServiceSpec) read(f wire.Field) error {
 	switch f.Num {
 	case 1:
-		s.Ports = append(s.Ports, ServicePort{})
-		return f.Message(s.Ports[len(s.Ports)-1].read)
+		return element(&s.Ports, f, (*ServicePort).read)
 	case 3:
 		s.ClusterIP = f.Text()
 	case 4:
@@ -203,19 +201,20 @@ type Named struct {
 }
 
 func (h *Hints) read(f wire.Field) error {
-	if f.Num != 1 && f.Num != 2 {
-		return nil
+	switch f.Num {
+	case 1:
+		return element(&h.ForZones, f, (*Named).read)
+	case 2:
+		return element(&h.ForNodes, f, (*Named).read)
 	}
-	list := &h.ForZones
-	if f.Num == 2 {
-		list = &h.ForNodes
+	return nil
+}
+
+func (n *Named) read(f wire.Field) error {
+	if f.Num == 1 {
+		n.Name = f.Shared()
 	}
-	return f.Message(func(f wire.Field) error {
-		if f.Num == 1 {
-			*list = append(*list, Named{f.Shared()})
-		}
-		return nil
-	})
+	return nil
 }
 
 // Conditions is discovery.k8s.io/v1 EndpointConditions.
@@ -230,11 +229,9 @@ func (e *EndpointSlice) read(f wire.Field) error {
 	case 1:
 		return f.Message(e.Meta.read)
 	case 2:
-		e.Endpoints = append(e.Endpoints, Endpoint{})
-		return f.Message(e.Endpoints[len(e.Endpoints)-1].read)
+		return element(&e.Endpoints, f, (*Endpoint).read)
 	case 3:
-		e.Ports = append(e.Ports, Port{})
-		return f.Message(e.Ports[len(e.Ports)-1].read)
+		return element(&e.Ports, f, (*Port).read)
 	case 4:
 		e.AddressType = f.Shared()
 	}
@@ -315,6 +312,9 @@ func (s *Service) Model() (model.Object, error) {
 		if a, ok := p.addr(fmt.Sprintf("status.loadBalancer.ingress[%d].ip", i), in.IP); ok {
 			out.Balancers = append(out.Balancers, a)
 		}
+	}
+	if len(s.Spec.LoadBalancerSourceRanges) > 0 {
+		out.SourceRanges = []netip.Prefix{} // if none of them is understood, nobody is let in
 	}
 	for i, r := range s.Spec.LoadBalancerSourceRanges {
 		c, err := netip.ParsePrefix(strings.TrimSpace(r)) // which the API allows here

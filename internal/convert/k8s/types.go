@@ -16,6 +16,13 @@ type Meta struct {
 	Annotations     map[string]string `json:"annotations"`
 }
 
+// element reads a field that is one message of a list into a new end of it.
+func element[T any](list *[]T, f wire.Field, read func(*T, wire.Field) error) error {
+	*list = append(*list, *new(T))
+	last := &(*list)[len(*list)-1]
+	return f.Message(func(f wire.Field) error { return read(last, f) })
+}
+
 func (m *Meta) read(f wire.Field) error {
 	switch f.Num {
 	case 1:
@@ -92,8 +99,7 @@ func (n *Node) read(f wire.Field) error {
 			if f.Num != 5 {
 				return nil
 			}
-			n.Status.Addresses = append(n.Status.Addresses, NodeAddress{})
-			return f.Message(n.Status.Addresses[len(n.Status.Addresses)-1].read)
+			return element(&n.Status.Addresses, f, (*NodeAddress).read)
 		})
 	}
 	return nil
@@ -177,8 +183,7 @@ func (p *Pod) read(f wire.Field) error {
 func (s *PodSpec) read(f wire.Field) error {
 	switch f.Num {
 	case 2:
-		s.Containers = append(s.Containers, Container{})
-		return f.Message(s.Containers[len(s.Containers)-1].read)
+		return element(&s.Containers, f, (*Container).read)
 	case 8:
 		s.ServiceAccountName = f.Shared()
 	case 10:
@@ -186,8 +191,7 @@ func (s *PodSpec) read(f wire.Field) error {
 	case 11:
 		s.HostNetwork = f.Bool()
 	case 20:
-		s.InitContainers = append(s.InitContainers, Container{})
-		return f.Message(s.InitContainers[len(s.InitContainers)-1].read)
+		return element(&s.InitContainers, f, (*Container).read)
 	}
 	return nil
 }
@@ -195,8 +199,7 @@ func (s *PodSpec) read(f wire.Field) error {
 func (c *Container) read(f wire.Field) error {
 	switch f.Num {
 	case 6:
-		c.Ports = append(c.Ports, ContainerPort{})
-		return f.Message(c.Ports[len(c.Ports)-1].read)
+		return element(&c.Ports, f, (*ContainerPort).read)
 	case 24:
 		c.RestartPolicy = f.Shared()
 	}

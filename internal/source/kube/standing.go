@@ -59,6 +59,7 @@ func (s *Source) desired() []string {
 	return union(out, s.wide())
 }
 
+// union appends to a what of b is not in it.
 func union(a, b []string) []string {
 	for _, name := range b {
 		if !slices.Contains(a, name) {
